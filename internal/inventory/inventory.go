@@ -1,0 +1,132 @@
+// Package inventory holds Godwit's nouns: hosts, virtual machines, disks, NICs, datastores, networks and migrations,
+// with their ids, units and validation.
+//
+// The types are plain values without behaviour beyond validation and formatting. Each stored part of an object names
+// its only writer, because etcd holds one key per object and writer (docs/architecture.md, "State"): a VM's spec is the
+// user's, its run record belongs to whoever the hand-over rules name, its status to the owning agent. The package
+// imports nothing but the standard library and internal/fault, so that policy can think in it.
+package inventory
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"strings"
+	"time"
+)
+
+// Ids are types of their own so that they cannot be swapped in an argument list.
+type (
+	// HostID names a host in its cluster; it is the name given at init or join and part of its certificate.
+	HostID string
+	// VMID names a VM for life, also when it is renamed.
+	VMID string
+	// DatastoreID is the identity in the marker file of a datastore, not its name or path.
+	DatastoreID string
+	// NetworkID names a layer-2 segment.
+	NetworkID string
+	// MigrationID names one attempt to migrate one VM; it carries at most one switchover.
+	MigrationID string
+)
+
+// Generation counts the owners of a VM. It only grows; a writer with an older one is refused.
+type Generation uint64
+
+// NewVMID returns a fresh random VM id.
+func NewVMID() VMID { return VMID("vm-" + randomName()) }
+
+// NewMigrationID returns a fresh random migration id.
+func NewMigrationID() MigrationID { return MigrationID("mig-" + randomName()) }
+
+// NewDatastoreID returns a fresh random datastore identity.
+func NewDatastoreID() DatastoreID { return DatastoreID("ds-" + randomName()) }
+
+// randomName returns 10 lower-case letters and digits, 50 bits: short enough for unix socket paths (108 bytes), long
+// enough that a cluster of 100,000 objects has a collision with a probability below 1 in 200,000.
+func randomName() string {
+	var b [7]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails (Go 1.24 release notes)
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:10]
+}
+
+// Host is a machine that runs VMs. Spec and Status are written by the host's own agent.
+type Host struct {
+	ID     HostID
+	Spec   HostSpec
+	Status HostStatus
+}
+
+// HostSpec is what a host says of itself when its agent starts.
+type HostSpec struct {
+	Address    string // host:port of the agent, mTLS
+	Trunk      string // host:port of the switch's trunk listener, mTLS
+	Version    string // Godwit's version there
+	CPUs       int
+	Memory     Bytes
+	Epoch      uint64 // grows with every start of the agent; older epochs are refused
+	QEMU       QEMU
+	Datastores []DatastoreMount
+	Networks   []NetworkID
+	NetworkAll bool // user-space switch: every network of the cluster can be had
+}
+
+// QEMU is what a host's emulator can do, as probed there by name, never guessed from a version.
+type QEMU struct {
+	Path        string
+	Version     string   // as query-version says, with the package's build
+	Build       string   // identity of the binary for caches of probe results
+	Accelerator string   // "kvm" only with proof that it runs 64-bit code, else "tcg"
+	Why         string   // why it is tcg, when it is
+	Machines    []string // versioned machine types
+	CPUModels   []string // models this accelerator can run in full (no unavailable features)
+	Migration   Verdict  // the correctness probe's
+}
+
+// Verdict is the outcome of a probe that may not have run yet.
+type Verdict struct {
+	State  VerdictState
+	Detail string // one line: what was measured or what went wrong
+}
+
+// VerdictState says whether a probed thing can be relied on.
+type VerdictState int
+
+// The verdicts.
+const (
+	VerdictUnknown VerdictState = iota // not probed yet
+	VerdictGood
+	VerdictBad
+)
+
+// HostStatus changes while the host runs.
+type HostStatus struct {
+	Started    time.Time
+	MemoryFree Bytes
+	VMs        int // VMs that have a QEMU here
+}
+
+// DatastoreMount is a datastore as one host sees it.
+type DatastoreMount struct {
+	ID     DatastoreID // read from the marker file there
+	Name   string
+	Path   string
+	Shared bool // false: the administrator declared it local to this host
+}
+
+// Network is a layer-2 segment with a name.
+type Network struct {
+	ID   NetworkID
+	Spec NetworkSpec
+}
+
+// NetworkSpec is written by the user.
+type NetworkSpec struct {
+	Subnet   string // CIDR, of which the gateway takes the first address
+	Gateway  HostID // runs DHCP, DNS, NAT and the port forwards; empty: none
+	Forwards []PortForward
+}
+
+// PortForward makes a port of the gateway's host lead to a guest.
+type PortForward struct {
+	Listen string // address:port on the gateway's host
+	Guest  string // address:port on the segment
+}
