@@ -31,6 +31,7 @@ const (
 	ReleaseResponse_ANSWER_UNSPECIFIED ReleaseResponse_Answer = 0
 	ReleaseResponse_ANSWER_RUNNING     ReleaseResponse_Answer = 1
 	ReleaseResponse_ANSWER_RETURNED    ReleaseResponse_Answer = 2
+	ReleaseResponse_ANSWER_LOST        ReleaseResponse_Answer = 3 // the target's host was rebooted: it may have run there and is gone
 )
 
 // Enum value maps for ReleaseResponse_Answer.
@@ -39,11 +40,13 @@ var (
 		0: "ANSWER_UNSPECIFIED",
 		1: "ANSWER_RUNNING",
 		2: "ANSWER_RETURNED",
+		3: "ANSWER_LOST",
 	}
 	ReleaseResponse_Answer_value = map[string]int32{
 		"ANSWER_UNSPECIFIED": 0,
 		"ANSWER_RUNNING":     1,
 		"ANSWER_RETURNED":    2,
+		"ANSWER_LOST":        3,
 	}
 )
 
@@ -2648,9 +2651,8 @@ func (x *ReleaseRequest) GetSource() string {
 type ReleaseResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Answer           ReleaseResponse_Answer `protobuf:"varint,1,opt,name=answer,proto3,enum=godwit.v1.ReleaseResponse_Answer" json:"answer,omitempty"`
-	Reason           string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // why it was returned
-	StopToResume     *durationpb.Duration   `protobuf:"bytes,3,opt,name=stop_to_resume,json=stopToResume,proto3" json:"stop_to_resume,omitempty"`
-	ResumedUnixNanos int64                  `protobuf:"varint,4,opt,name=resumed_unix_nanos,json=resumedUnixNanos,proto3" json:"resumed_unix_nanos,omitempty"` // the target's RESUME event, by the target's clock
+	Reason           string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`                                                // why it was returned
+	ResumedUnixNanos int64                  `protobuf:"varint,3,opt,name=resumed_unix_nanos,json=resumedUnixNanos,proto3" json:"resumed_unix_nanos,omitempty"` // the target's RESUME event, by the target's clock
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2697,13 +2699,6 @@ func (x *ReleaseResponse) GetReason() string {
 		return x.Reason
 	}
 	return ""
-}
-
-func (x *ReleaseResponse) GetStopToResume() *durationpb.Duration {
-	if x != nil {
-		return x.StopToResume
-	}
-	return nil
 }
 
 func (x *ReleaseResponse) GetResumedUnixNanos() int64 {
@@ -2963,16 +2958,16 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x0eReleaseRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12!\n" +
 	"\fsource_epoch\x18\x02 \x01(\x04R\vsourceEpoch\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\x9e\x02\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xee\x01\n" +
 	"\x0fReleaseResponse\x129\n" +
 	"\x06answer\x18\x01 \x01(\x0e2!.godwit.v1.ReleaseResponse.AnswerR\x06answer\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\x12?\n" +
-	"\x0estop_to_resume\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\fstopToResume\x12,\n" +
-	"\x12resumed_unix_nanos\x18\x04 \x01(\x03R\x10resumedUnixNanos\"I\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12,\n" +
+	"\x12resumed_unix_nanos\x18\x03 \x01(\x03R\x10resumedUnixNanos\"Z\n" +
 	"\x06Answer\x12\x16\n" +
 	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eANSWER_RUNNING\x10\x01\x12\x13\n" +
-	"\x0fANSWER_RETURNED\x10\x02\"i\n" +
+	"\x0fANSWER_RETURNED\x10\x02\x12\x0f\n" +
+	"\vANSWER_LOST\x10\x03\"i\n" +
 	"\x0eDiscardRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12!\n" +
 	"\fsource_epoch\x18\x02 \x01(\x04R\vsourceEpoch\x12\x16\n" +
@@ -3118,62 +3113,61 @@ var file_godwit_v1_api_proto_depIdxs = []int32{
 	62, // 25: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
 	61, // 26: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
 	0,  // 27: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
-	57, // 28: godwit.v1.ReleaseResponse.stop_to_resume:type_name -> google.protobuf.Duration
-	2,  // 29: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
-	4,  // 30: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
-	7,  // 31: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
-	10, // 32: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	12, // 33: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
-	14, // 34: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
-	16, // 35: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
-	20, // 36: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
-	22, // 37: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
-	24, // 38: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
-	26, // 39: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
-	28, // 40: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
-	30, // 41: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
-	32, // 42: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
-	34, // 43: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
-	36, // 44: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
-	38, // 45: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
-	40, // 46: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
-	42, // 47: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
-	44, // 48: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
-	46, // 49: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
-	48, // 50: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
-	50, // 51: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
-	52, // 52: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
-	54, // 53: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
-	3,  // 54: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
-	5,  // 55: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
-	8,  // 56: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
-	11, // 57: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	13, // 58: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
-	15, // 59: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
-	19, // 60: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
-	21, // 61: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
-	23, // 62: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
-	25, // 63: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
-	27, // 64: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
-	29, // 65: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
-	31, // 66: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
-	33, // 67: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
-	35, // 68: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
-	37, // 69: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
-	39, // 70: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
-	41, // 71: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
-	43, // 72: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
-	45, // 73: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
-	47, // 74: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
-	49, // 75: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
-	51, // 76: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
-	53, // 77: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
-	55, // 78: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	2,  // 28: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
+	4,  // 29: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
+	7,  // 30: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
+	10, // 31: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	12, // 32: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
+	14, // 33: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
+	16, // 34: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
+	20, // 35: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
+	22, // 36: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
+	24, // 37: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
+	26, // 38: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
+	28, // 39: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
+	30, // 40: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
+	32, // 41: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
+	34, // 42: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
+	36, // 43: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
+	38, // 44: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
+	40, // 45: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
+	42, // 46: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
+	44, // 47: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
+	46, // 48: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
+	48, // 49: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
+	50, // 50: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
+	52, // 51: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
+	54, // 52: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
+	3,  // 53: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
+	5,  // 54: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
+	8,  // 55: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
+	11, // 56: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	13, // 57: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
+	15, // 58: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
+	19, // 59: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
+	21, // 60: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
+	23, // 61: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
+	25, // 62: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
+	27, // 63: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
+	29, // 64: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
+	31, // 65: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
+	33, // 66: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
+	35, // 67: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
+	37, // 68: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
+	39, // 69: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
+	41, // 70: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
+	43, // 71: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
+	45, // 72: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
+	47, // 73: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
+	49, // 74: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
+	51, // 75: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
+	53, // 76: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
+	55, // 77: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
+	53, // [53:78] is the sub-list for method output_type
+	28, // [28:53] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_api_proto_init() }

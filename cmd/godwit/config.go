@@ -1,0 +1,163 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// The ports of a host. The trunk and the store have their own, since their processes must outlive the agent.
+const (
+	portAgent     = "7443"
+	portTrunk     = "7444"
+	portStore     = "2379"
+	portStorePeer = "2380"
+)
+
+// The usual places.
+const (
+	defaultData  = "/var/lib/godwit"
+	defaultRun   = "/run/godwit"
+	defaultCache = "/var/cache/godwit"
+	defaultUser  = "godwit-vm"
+)
+
+// hostConfig is what init and join write down about a host, and what its roles start from.
+type hostConfig struct {
+	Schema     int                 `json:"schema"`
+	Cluster    string              `json:"cluster"`
+	Host       inventory.HostID    `json:"host"`
+	Address    string              `json:"address"` // IP that other hosts reach this one at
+	Member     bool                `json:"member"`  // this host runs the store
+	Endpoints  []string            `json:"endpoints"`
+	Datastores []hostDatastore     `json:"datastores"`
+	Binary     string              `json:"qemu,omitempty"`
+	User       string              `json:"user,omitempty"` // that VMs run as when the agent is root
+	Cache      string              `json:"cache"`
+	dir        string
+}
+
+// hostDatastore is a datastore as the host is told of it.
+type hostDatastore struct {
+	Name  string `json:"name"`
+	Path  string `json:"path"`
+	Local bool   `json:"local,omitempty"`
+}
+
+// configSchema is the version of the file's form; a newer one is refused.
+const configSchema = 1
+
+func (c *hostConfig) path() string { return filepath.Join(c.dir, "host.json") }
+
+// pki is where the host's certificate lies.
+func (c *hostConfig) pki() string { return filepath.Join(c.dir, "pki") }
+
+func (c *hostConfig) agentAddress() string { return net.JoinHostPort(c.Address, portAgent) }
+
+func (c *hostConfig) trunkAddress() string { return net.JoinHostPort(c.Address, portTrunk) }
+
+// loadConfig reads a host's configuration from its data folder.
+func loadConfig(dir string) (*hostConfig, error) {
+	c := &hostConfig{dir: dir}
+	text, err := os.ReadFile(c.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "%s is no data folder of a host: run godwit init for the first host of a cluster, godwit join for another", dir)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Internal, "data folder: %w", err)
+	}
+	if err := json.Unmarshal(text, c); err != nil {
+		return nil, fault.New(fault.Invalid, "%s: %w", c.path(), err)
+	}
+	if c.Schema > configSchema {
+		return nil, fault.New(fault.Incompatible, "%s was written by a newer godwit: upgrade this one", c.path())
+	}
+	return c, nil
+}
+
+// save writes the configuration, whole or not at all.
+func (c *hostConfig) save() error {
+	c.Schema = configSchema
+	text, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := c.path() + ".new"
+	if err := os.WriteFile(tmp, append(text, '\n'), 0o600); err != nil {
+		return fault.New(fault.NoResources, "data folder: %w", err)
+	}
+	if err := os.Rename(tmp, c.path()); err != nil {
+		return fault.New(fault.NoResources, "data folder: %w", err)
+	}
+	return nil
+}
+
+// hostFlags are what init and join ask about the new host.
+type hostFlags struct {
+	data, name, address, binary, user, cache string
+	datastores                               []string
+}
+
+func (f *hostFlags) register(cmd *cobra.Command) {
+	name, _ := os.Hostname() // without one the flag has to be given
+	flags := cmd.Flags()
+	flags.StringVar(&f.data, "data", defaultData, "data folder of the host")
+	flags.StringVar(&f.name, "name", strings.ToLower(strings.SplitN(name, ".", 2)[0]), "name of the host in the cluster")
+	flags.StringVar(&f.address, "address", "", "IP address at which the other hosts reach this one")
+	flags.StringArrayVar(&f.datastores, "datastore", nil, "NAME=PATH[,local]: a folder for images; the same on all hosts unless local; repeatable")
+	flags.StringVar(&f.binary, "qemu", "", "QEMU binary; empty: the installed one")
+	flags.StringVar(&f.user, "user", defaultUser, "unprivileged user that VMs run as when godwit is root")
+	flags.StringVar(&f.cache, "cache", defaultCache, "folder for results of probes")
+}
+
+// config checks the flags and makes the data folder with the datastores' markers.
+func (f *hostFlags) config() (*hostConfig, error) {
+	var bad []string
+	if err := inventory.CheckName("host", f.name); err != nil {
+		bad = append(bad, err.Error())
+	}
+	if net.ParseIP(f.address) == nil {
+		bad = append(bad, fmt.Sprintf("address %q is no IP address: give the one that the other hosts reach this one at with --address", f.address))
+	}
+	c := &hostConfig{
+		Host: inventory.HostID(f.name), Address: f.address, Binary: f.binary, Cache: f.cache, dir: f.data,
+	}
+	if os.Geteuid() == 0 {
+		c.User = f.user
+	}
+	for _, text := range f.datastores {
+		ds, err := parseDatastore(text)
+		if err != nil {
+			bad = append(bad, err.Error())
+			continue
+		}
+		c.Datastores = append(c.Datastores, ds)
+	}
+	if _, err := os.Stat(c.path()); err == nil {
+		bad = append(bad, fmt.Sprintf("%s is the data folder of a host already: remove it to start anew", f.data))
+	}
+	return c, fault.Refuse(fault.Invalid, bad)
+}
+
+func parseDatastore(text string) (hostDatastore, error) {
+	name, path, ok := strings.Cut(text, "=")
+	ds := hostDatastore{Name: name, Path: path}
+	if rest, local := strings.CutSuffix(path, ",local"); local {
+		ds.Path, ds.Local = rest, true
+	}
+	if !ok || !filepath.IsAbs(ds.Path) {
+		return ds, fault.New(fault.Invalid, "datastore %q is not NAME=PATH[,local] with an absolute path", text)
+	}
+	ds.Path = filepath.Clean(ds.Path)
+	return ds, inventory.CheckName("datastore", name)
+}

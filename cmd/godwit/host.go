@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+)
+
+func newHost() *cobra.Command {
+	cmd := &cobra.Command{Use: "host", Short: "List and inspect the cluster's hosts"}
+	cmd.AddCommand(newHostList(), newHostInfo())
+	return cmd
+}
+
+func newHostList() *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Short: "List the hosts", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := newClient(cmd)
+			if err != nil {
+				return err
+			}
+			resp, err := c.hosts.ListHosts(cmd.Context(), connect.NewRequest(&godwitv1.ListHostsRequest{}))
+			if err != nil {
+				return err
+			}
+			if done, err := printed(cmd, resp.Msg); done || err != nil {
+				return err
+			}
+			var rows [][]string
+			for _, h := range resp.Msg.GetHosts() {
+				rows = append(rows, []string{
+					h.GetId(), h.GetSpec().GetAddress(), answers(h), fmt.Sprint(h.GetSpec().GetCpus()), size(h.GetSpec().GetMemory()),
+					size(h.GetStatus().GetMemoryFree()), fmt.Sprint(h.GetStatus().GetVms()),
+					h.GetSpec().GetQemu().GetVersion() + " " + h.GetSpec().GetQemu().GetAccelerator(),
+				})
+			}
+			return table(cmd.OutOrStdout(), []string{"NAME", "ADDRESS", "STATE", "CPUS", "MEMORY", "FREE", "VMS", "QEMU"}, rows)
+		},
+	}
+}
+
+func answers(h *godwitv1.Host) string {
+	if h.GetStatus().GetConnected() {
+		return "connected"
+	}
+	return "not answering"
+}
+
+func newHostInfo() *cobra.Command {
+	return &cobra.Command{
+		Use: "info [HOST]", Short: "Show one host: abilities, datastores, processes", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := newClient(cmd)
+			if err != nil {
+				return err
+			}
+			req := &godwitv1.GetHostRequest{}
+			if len(args) == 1 {
+				req.Host = args[0]
+			}
+			resp, err := c.hosts.GetHost(cmd.Context(), connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			if done, err := printed(cmd, resp.Msg); done || err != nil {
+				return err
+			}
+			return printHost(cmd, resp.Msg)
+		},
+	}
+}
+
+func printHost(cmd *cobra.Command, msg *godwitv1.GetHostResponse) error {
+	h := msg.GetHost()
+	spec, emulator := h.GetSpec(), h.GetSpec().GetQemu()
+	pairs := [][2]string{
+		{"name", h.GetId()},
+		{"address", spec.GetAddress()},
+		{"version", spec.GetVersion()},
+		{"epoch", fmt.Sprint(spec.GetEpoch())},
+		{"cpus", fmt.Sprint(spec.GetCpus())},
+		{"memory", size(spec.GetMemory()) + ", " + size(h.GetStatus().GetMemoryFree()) + " free"},
+		{"vms", fmt.Sprint(h.GetStatus().GetVms())},
+		{"qemu", emulator.GetVersion() + " at " + emulator.GetPath()},
+		{"accelerator", emulator.GetAccelerator() + parenthesis(emulator.GetWhy())},
+		{"cpu models", strings.Join(emulator.GetCpuModels(), " ")},
+		{"migration", verdict(emulator.GetMigration()) + parenthesis(emulator.GetMigration().GetDetail())},
+	}
+	for _, d := range spec.GetDatastores() {
+		local := ""
+		if !d.GetShared() {
+			local = ", local to this host"
+		}
+		pairs = append(pairs, [2]string{"datastore " + d.GetName(), d.GetPath() + " (" + d.GetId() + local + ")"})
+	}
+	for _, p := range msg.GetProcesses() {
+		pairs = append(pairs, [2]string{"process " + p.GetRole(), fmt.Sprintf("pid %d, %s", p.GetPid(), size(p.GetResident()))})
+	}
+	return list(cmd.OutOrStdout(), pairs)
+}
+
+func parenthesis(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
+}
+
+func verdict(v *godwitv1.Verdict) string {
+	switch v.GetState() {
+	case godwitv1.Verdict_STATE_GOOD:
+		return "keeps memory intact"
+	case godwitv1.Verdict_STATE_BAD:
+		return "LOSES MEMORY"
+	case godwitv1.Verdict_STATE_UNSPECIFIED:
+	}
+	return "not probed"
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+func newInit() *cobra.Command {
+	var f hostFlags
+	var cluster string
+	cmd := &cobra.Command{
+		Use: "init", Short: "Make this machine the first host of a new cluster", Args: cobra.NoArgs,
+		Long: `Init makes a cluster: its certificate authority, whose key stays on this host, and this host's certificate and
+configuration. "godwit run" then starts the host with the cluster's store.`,
+		Example: "  godwit init --address 192.0.2.11 --datastore shared=/mnt/vms",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.config()
+			if err != nil {
+				return err
+			}
+			if err := inventory.CheckName("cluster", cluster); err != nil {
+				return err
+			}
+			c.Cluster, c.Member = cluster, true
+			c.Endpoints = []string{"https://" + net.JoinHostPort(c.Address, portStore)}
+			if err := c.found(func() error {
+				_, err := peer.Init(c.pki(), cluster, c.Host, []string{c.Address})
+				return err
+			}); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "cluster %s made, host %s is its first: start it with godwit run --data %s\n", cluster, c.Host, c.dir)
+			return err
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().StringVar(&cluster, "cluster", "godwit", "name of the cluster")
+	return cmd
+}
+
+// found makes the data folder: datastores, identity, and last the configuration, without which the folder counts as none. What
+// a failed attempt left is removed, so that it can be repeated.
+func (c *hostConfig) found(identity func() error) (err error) {
+	if err := openDatastores(c.Datastores, c.User); err != nil {
+		return err
+	}
+	_, statErr := os.Stat(c.dir)
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return fault.New(fault.NoResources, "data folder: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(c.pki()) // the error that is returned is the one to tell
+			if statErr != nil {
+				_ = os.Remove(c.dir)
+			}
+		}
+	}()
+	if err := identity(); err != nil {
+		return err
+	}
+	return c.save()
+}

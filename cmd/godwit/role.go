@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/driver/datastore"
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
+	"github.com/godwit-vm/godwit/internal/face/rpc"
+	"github.com/godwit-vm/godwit/internal/fault"
+)
+
+// The roles' shares of memory: the garbage collector works harder before a role takes more (runtime/debug.SetMemoryLimit).
+const (
+	agentMemory  = 24 << 20
+	switchMemory = 24 << 20
+	storeMemory  = 48 << 20
+)
+
+// agentWaits bounds how long a starting agent waits for store and switch, which start beside it.
+const agentWaits = 30 * time.Second
+
+func newRole() *cobra.Command {
+	cmd := &cobra.Command{Use: "role", Short: "The processes that \"godwit run\" starts", Hidden: true}
+	add := func(name string, memory int64, run func(context.Context, *hostConfig, string, *slog.Logger) error) {
+		var data, dir string
+		role := &cobra.Command{
+			Use: name, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				debug.SetMemoryLimit(memory)
+				debug.SetGCPercent(50)
+				c, err := loadConfig(data)
+				if err != nil {
+					return err
+				}
+				if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user passes through to its own sockets
+					return fault.New(fault.Internal, "run directory: %w", err)
+				}
+				return fault.Wrap("role", name, run(cmd.Context(), c, dir, newLog(name)))
+			},
+		}
+		roleFlags(role, &data, &dir)
+		cmd.AddCommand(role)
+	}
+	add("store", storeMemory, runStore)
+	add("switch", switchMemory, runSwitch)
+	add("agent", agentMemory, runAgent)
+	return cmd
+}
+
+func runStore(ctx context.Context, c *hostConfig, _ string, log *slog.Logger) error {
+	return store.Serve(ctx, store.ServerConfig{
+		Name: string(c.Host), Dir: filepath.Join(c.dir, "store"),
+		ClientURL: "https://" + net.JoinHostPort(c.Address, portStore), PeerURL: "https://" + net.JoinHostPort(c.Address, portStorePeer),
+		CAFile: filepath.Join(c.pki(), peer.CACertificateFile), CertFile: filepath.Join(c.pki(), peer.CertificateFile),
+		KeyFile: filepath.Join(c.pki(), peer.KeyFile),
+		Ready: func(endpoint string) {
+			log.LogAttrs(ctx, slog.LevelInfo, "store answers", slog.String("endpoint", endpoint))
+		},
+	})
+}
+
+func runSwitch(ctx context.Context, c *hostConfig, run string, log *slog.Logger) error {
+	identity, err := peer.Load(c.pki())
+	if err != nil {
+		return err
+	}
+	server, client := identity.TrunkTLS()
+	s, err := vnet.New(vnet.Config{
+		Host: c.Host, Dir: filepath.Join(run, "switch"), Control: switchSocket(run), TrunkAddr: c.trunkAddress(),
+		ServerTLS: server, ClientTLS: client, PeerID: identity.PeerHost, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
+
+func switchSocket(run string) string { return filepath.Join(run, "switch.sock") }
+
+func runAgent(ctx context.Context, c *hostConfig, run string, log *slog.Logger) error {
+	identity, err := peer.Load(c.pki())
+	if err != nil {
+		return err
+	}
+	inventory, err := waitForStore(ctx, c, identity, log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = inventory.Close() }() // read only from here on
+	config := agent.Config{
+		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: run,
+		CacheDir: c.Cache, Binary: c.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
+		Switch: vnet.NewClient(switchSocket(run)), Log: log,
+	}
+	defer config.Peers.Close()
+	defer config.Switch.Close()
+	if config.CA, err = peer.LoadCA(c.pki()); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if os.Geteuid() == 0 && c.User != "" {
+		if config.User, err = qemu.LookupUser(c.User); err != nil {
+			return err
+		}
+	}
+	for _, d := range c.Datastores {
+		config.Datastores = append(config.Datastores, agent.Mount{Path: d.Path, Shared: !d.Local})
+	}
+	if err := waitForSwitch(ctx, config.Switch); err != nil {
+		return err
+	}
+	a, err := agent.New(ctx, config)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, a, c, run, identity)
+}
+
+// serve runs the agent and its two faces until ctx ends.
+func serve(ctx context.Context, a *agent.Agent, c *hostConfig, run string, identity *peer.Identity) error {
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return a.Run(ctx) })
+	all.Go(func() error { return serveLocal(ctx, filepath.Join(run, "agent.sock"), rpc.Handler(a, true), a.Ready()) })
+	all.Go(func() error {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.agentAddress())
+		if err != nil {
+			return fault.New(fault.Unavailable, "%w: is another agent on that address?", err)
+		}
+		server := &peer.Server{Identity: identity, HTTP: peer.RequireHost(rpc.Handler(a, false), rpc.OpenPaths()...), Stream: a.Stream}
+		return server.Run(ctx, l)
+	})
+	return all.Wait()
+}
+
+// serveLocal answers on the unix socket, which only the agent's own user may use, once the agent knows its VMs.
+func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-chan struct{}) error {
+	select {
+	case <-ready:
+	case <-ctx.Done():
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of an agent that was killed
+		return fault.New(fault.Internal, "socket: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return fault.New(fault.Internal, "socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return fault.New(fault.Internal, "socket: %w", err)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true) // curl
+	protocols.SetUnencryptedHTTP2(true)
+	base, cut := context.WithCancel(context.WithoutCancel(ctx))
+	server := &http.Server{
+		Handler: handler, Protocols: protocols, ReadHeaderTimeout: dialTimeout,
+		BaseContext: func(net.Listener) context.Context { return base },
+	}
+	stop := context.AfterFunc(ctx, func() {
+		within, done := context.WithTimeout(base, time.Second)
+		defer done()
+		_ = server.Shutdown(within) // what does not end in time is cut below
+		cut()
+		_ = server.Close()
+	})
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		cut()
+		return err
+	}
+	<-base.Done()
+	return nil
+}
+
+// waitForStore opens the store, which may be starting too, or be on a host that is.
+func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, log *slog.Logger) (*store.Store, error) {
+	for {
+		s, err := store.Open(ctx, store.Config{Endpoints: c.Endpoints, TLS: identity.StoreTLS()})
+		if err == nil || !fault.Is(err, fault.Unavailable) {
+			if err == nil && c.Member {
+				err = s.InitCluster(ctx, c.Cluster)
+			}
+			return s, err
+		}
+		log.LogAttrs(ctx, slog.LevelWarn, "store does not answer yet", slog.Any("err", err))
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// waitForSwitch waits until the switch answers.
+func waitForSwitch(ctx context.Context, c *vnet.Client) error {
+	ctx, done := context.WithTimeout(ctx, agentWaits)
+	defer done()
+	for {
+		_, err := c.Status(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// openDatastores makes the folders datastores, or finds that they are.
+func openDatastores(all []hostDatastore, user string) error {
+	owner := datastore.KeepOwner
+	if os.Geteuid() == 0 && user != "" {
+		u, err := qemu.LookupUser(user)
+		if err != nil {
+			return err
+		}
+		owner = datastore.Owner{UID: int(u.UID), GID: int(u.GID)}
+	}
+	for _, d := range all {
+		made, err := datastore.Create(d.Path, d.Name, owner)
+		if fault.Is(err, fault.Exists) {
+			made, err = datastore.Open(d.Path)
+		}
+		if err != nil {
+			return err
+		}
+		if err := made.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+)
+
+// detach is Ctrl-], the key that telnet and virsh taught everybody.
+const detach = 0x1d
+
+func newVMConsole() *cobra.Command {
+	return &cobra.Command{
+		Use: "console VM", Short: "Join a VM's serial console; Ctrl-] leaves it", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := newClient(cmd)
+			if err != nil {
+				return err
+			}
+			stream := c.vms.ConsoleVM(cmd.Context())
+			if err := stream.Send(&godwitv1.ConsoleVMRequest{Vm: args[0]}); err != nil && !errors.Is(err, io.EOF) {
+				return faults{socket: socketOf(cmd)}.read(err)
+			}
+			if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
+				fmt.Fprintf(os.Stderr, "console of %s: Ctrl-] leaves it\n", args[0])
+				before, err := term.MakeRaw(fd)
+				if err != nil {
+					return err
+				}
+				defer func() { _ = term.Restore(fd, before) }()
+			}
+			go func() { // ends with the process: a read of the terminal cannot be interrupted
+				copyInput(os.Stdin, func(b []byte) error { return stream.Send(&godwitv1.ConsoleVMRequest{Input: b}) })
+				_ = stream.CloseRequest() // the answer to it is the end of the output
+			}()
+			for {
+				msg, err := stream.Receive()
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				if err != nil {
+					return faults{socket: socketOf(cmd)}.read(err)
+				}
+				if _, err := cmd.OutOrStdout().Write(msg.GetOutput()); err != nil {
+					return err
+				}
+			}
+		},
+	}
+}
+
+// copyInput sends what is typed until the detach key, the end of the input, or a failed send.
+func copyInput(in io.Reader, send func([]byte) error) {
+	buf := make([]byte, 1024)
+	for {
+		n, err := in.Read(buf)
+		for i, b := range buf[:n] {
+			if b == detach {
+				_ = send(buf[:i]) // leaving anyway
+				return
+			}
+		}
+		if n > 0 && send(buf[:n]) != nil || err != nil {
+			return
+		}
+	}
+}
+
+func socketOf(cmd *cobra.Command) string {
+	socket, _ := cmd.Flags().GetString("socket") // the flag is persistent and has a default
+	return socket
+}

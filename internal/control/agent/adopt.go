@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/procfs"
+
+	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/qmp"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
+)
+
+// adoptMax bounds how long one QEMU may take to answer an agent that has just started.
+const adoptMax = 10 * time.Second
+
+// adopt begins a loop for every VM that this host owns, is heir of, or has a process of. The journal, then the store, then
+// QEMU say where each stands (docs/architecture.md, "Safety of the hand-over").
+func (a *Agent) adopt(ctx context.Context) error {
+	all, err := a.Store.VMs(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[inventory.VMID]bool{}
+	for _, stored := range all {
+		known[stored.ID] = true
+		process := a.adoptProcess(ctx, stored.ID)
+		mine := stored.Run.Owner == a.Host() || stored.Run.Heir.Host == a.Host()
+		if !mine && process == nil {
+			continue
+		}
+		if err := a.adoptVM(ctx, stored, process); err != nil {
+			a.Log.LogAttrs(ctx, slog.LevelError, "vm not adopted", slog.String("vm", string(stored.ID)), slog.Any("err", err))
+		}
+	}
+	dirs, err := os.ReadDir(filepath.Join(a.RunDir, "vms"))
+	if err != nil {
+		return fault.New(fault.Internal, "run directory: %w", err)
+	}
+	for _, d := range dirs {
+		if id := inventory.VMID(d.Name()); !known[id] {
+			// Never killed for want of a record: a store may have been restored from a backup.
+			a.Log.LogAttrs(ctx, slog.LevelError, "a vm runs here that the store does not know", slog.String("vm", string(id)),
+				slog.String("dir", filepath.Join(a.RunDir, "vms", d.Name())))
+		}
+	}
+	return nil
+}
+
+// adoptProcess finds the VM's QEMU, nil when there is none.
+func (a *Agent) adoptProcess(ctx context.Context, id inventory.VMID) *qemu.Process {
+	dir := qemu.RunDir(filepath.Join(a.RunDir, "vms", string(id)))
+	if _, err := os.Stat(string(dir)); err != nil {
+		return nil
+	}
+	within, done := context.WithTimeout(ctx, adoptMax)
+	defer done()
+	process, err := qemu.Adopt(within, dir)
+	switch {
+	case err == nil:
+		a.Log.LogAttrs(ctx, slog.LevelInfo, "adopted", slog.String("vm", string(id)), slog.Int("pid", process.PID()))
+	case process != nil:
+		a.Log.LogAttrs(ctx, slog.LevelError, "adopted, but its monitor is silent", slog.String("vm", string(id)), slog.Any("err", err))
+	default:
+		a.Log.LogAttrs(ctx, slog.LevelWarn, "its process is gone", slog.String("vm", string(id)), slog.Any("err", err))
+		if err := qemu.Remove(dir); err != nil {
+			a.Log.LogAttrs(ctx, slog.LevelWarn, "clean-up is incomplete", slog.Any("err", err))
+		}
+	}
+	return process
+}
+
+// adoptVM begins the VM's loop in the place where the former agent left it.
+func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.Process) error {
+	if process != nil && process.QMP() == nil {
+		// Without its monitor nothing can be said of it and nothing asked: a hung QEMU is ended, and started again by hand.
+		if err := process.Kill(ctx); err != nil {
+			return err
+		}
+		if err := process.Cleanup(); err != nil {
+			return err
+		}
+		process = nil
+	}
+	run := stored.Run
+	id := run.Heir.Migration
+	if id == "" {
+		id = a.lastMigration(ctx, stored.ID)
+	}
+	var m inventory.Migration
+	if id != "" {
+		var err error
+		if m, err = a.Store.Migration(ctx, id); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	open := m.ID != "" && (!run.Heir.IsZero() || !m.Status.Phase.Final())
+	switch {
+	case open && m.Spec.Source == a.Host():
+		return a.adoptSource(ctx, stored, process, m)
+	case open && m.Spec.Target == a.Host() && (run.Heir.Host == a.Host() || run.Owner != a.Host()):
+		return a.adoptTarget(ctx, stored, process, m)
+	case run.Owner == a.Host():
+		return a.adoptOwned(ctx, stored, process)
+	}
+	// Another host's VM: what is left here was given up and must not run again.
+	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending a copy that belongs elsewhere", slog.String("vm", string(stored.ID)), slog.String("owner", string(run.Owner)))
+	if err := process.Kill(ctx); err != nil {
+		return err
+	}
+	return process.Cleanup()
+}
+
+// lastMigration is the migration that the VM's journal speaks of last, "" when it is empty.
+func (a *Agent) lastMigration(ctx context.Context, id inventory.VMID) inventory.MigrationID {
+	if m, err := a.Store.ActiveMigration(ctx, id); err == nil && m != "" {
+		return m
+	}
+	lines, err := a.journal(id).read()
+	if err != nil || len(lines) == 0 {
+		return ""
+	}
+	return lines[len(lines)-1].Migration
+}
+
+// adoptOwned begins the loop of a VM that is this host's and not on its way.
+func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qemu.Process) error {
+	status := inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()}
+	if process != nil {
+		found, err := process.QMP().Status(ctx)
+		if err != nil {
+			return err
+		}
+		status.State, status.Detail = foundState(found)
+		status.PID = process.PID()
+		if found.State == qmp.StateShutdown {
+			status.Detail = "the guest shut down while the agent was away"
+		}
+	} else if stored.Run.Wanted == inventory.PowerOn {
+		status.State, status.Detail = inventory.Crashed, "its process ended while the agent was away: godwit vm start starts it again"
+	}
+	if stored.Status.State == status.State {
+		status.Since = stored.Status.Since
+	}
+	stored.Status = status
+	v := a.begin(stored, func(v *vm) { v.process = process })
+	if process != nil && status.Detail != "" && status.State == inventory.Paused {
+		return v.do(ctx, func(ctx context.Context) error {
+			if found, err := v.process.QMP().Status(ctx); err == nil && found.State == qmp.StateShutdown {
+				v.powerOff(ctx, status.Detail)
+			}
+			return nil
+		})
+	}
+	return nil
+}
+
+// adoptSource goes on with a migration that leaves here.
+func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
+	found := handover.SourceFoundGone
+	if bootTime().After(m.Spec.Requested) {
+		found = handover.SourceFoundRebooted
+	}
+	if process != nil {
+		status, err := process.QMP().Status(ctx)
+		if err != nil {
+			return err
+		}
+		migration, err := process.QMP().Migration(ctx)
+		if err != nil {
+			return err
+		}
+		switch {
+		case status.State == qmp.StatePostMigrate, migration.Status == qmp.MigrationCompleted && !status.Running:
+			found = handover.SourceFoundDone
+		case migration.Status == "" || migration.Status == qmp.MigrationNone || migration.Status.Ended():
+			found = handover.SourceFoundRunning
+		default:
+			found = handover.SourceFoundCopying
+		}
+	}
+	if stored.Run.Owner == m.Spec.Target {
+		found = handover.SourceOwnerTarget
+	}
+	target, err := a.Store.Host(ctx, m.Spec.Target)
+	if err != nil {
+		return err
+	}
+	v := a.begin(stored, func(v *vm) { v.process = process })
+	return v.do(ctx, func(context.Context) error { return v.restoreSource(a.running, m, stored, target, found) })
+}
+
+// adoptTarget goes on with a migration that arrives here.
+func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
+	found := handover.TargetFoundGone
+	if bootTime().After(m.Spec.Requested) {
+		found = handover.TargetFoundRebooted
+	}
+	if process != nil {
+		status, err := process.QMP().Status(ctx)
+		if err != nil {
+			return err
+		}
+		migration, err := process.QMP().Migration(ctx)
+		if err != nil {
+			return err
+		}
+		switch {
+		case status.State == qmp.StateInMigrate:
+			found = handover.TargetFoundIncoming
+		case !status.Running && (status.State == qmp.StatePaused || status.State == qmp.StatePrelaunch) && migration.Status == qmp.MigrationCompleted:
+			found = handover.TargetFoundLoaded
+		case status.State == qmp.StatePrelaunch:
+			found = handover.TargetFoundIncoming
+		default:
+			found = handover.TargetFoundRunning
+		}
+	}
+	lines, err := a.journal(stored.ID).read()
+	if err != nil {
+		return err
+	}
+	var target *migrate.Target
+	v := a.begin(stored, func(v *vm) {
+		target = migrate.RestoreTarget(v.targetConfig(m.ID, m.Spec.Source), lines, process)
+		v.target = target
+		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
+		a.incoming[m.ID] = &arrival{target: target, source: m.Spec.Source}
+	})
+	v.arrive(target, func(ctx context.Context) migrate.Outcome { return target.Restore(ctx, found) })
+	return nil
+}
+
+// bootTime returns when the host was booted, the zero time when the kernel does not say.
+func bootTime() time.Time {
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		return time.Time{}
+	}
+	stat, err := fs.Stat()
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(int64(stat.BootTime), 0) //nolint:gosec // seconds since 1970
+}

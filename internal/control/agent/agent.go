@@ -1,0 +1,250 @@
+// Package agent is a host's side of Godwit: it runs the host's VMs, each owned by one goroutine, moves them, and answers for
+// the host.
+//
+// What the agent knows it can lose: VMs are processes of their own with a run directory each, and an agent that starts
+// finds them again (adopt.go), in the middle of a migration too. It keeps inventory in the store only, and telemetry in
+// memory only. It does not decide where VMs belong; it starts what its host owns and refuses what a hand-over forbids.
+//
+//	API call ─► vm.calls ─► ┌─────────────┐ ─► QEMU (driver/qemu, driver/qmp)
+//	QEMU's events ────────► │ one goroutine│ ─► switch ports (driver/vnet), lock records (driver/datastore)
+//	end of a migration ───► │   per VM     │ ─► run record and status (driver/store)
+//	                        └─────────────┘
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/datastore"
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// Config is what an Agent is made of. The drivers are open and stay the caller's to close.
+type Config struct {
+	Host       inventory.HostID
+	Identity   *peer.Identity
+	Address    string // host:port of the agent, as others reach it
+	Trunk      string // host:port of the switch's trunk listener
+	Version    string
+	RunDir     string // sockets, run directories and journals; on tmpfs
+	CacheDir   string // results of probes
+	Binary     string // QEMU; empty: the usual place
+	User       *qemu.User
+	Datastores []Mount
+	Store      *store.Store
+	Endpoints  []string // of the store, for hosts that join
+	Peers      *peer.Dialer
+	Switch     *vnet.Client
+	CA         *peer.CA // nil on hosts that do not hold it
+	Log        *slog.Logger
+}
+
+// Mount is a datastore of this host.
+type Mount struct {
+	Path   string
+	Shared bool
+}
+
+// Agent runs a host. New makes it, Run runs it; all other methods may be called by many goroutines while it runs.
+type Agent struct {
+	Config
+
+	writer    *store.Writer
+	abilities qemu.Abilities
+	stores    map[inventory.DatastoreID]*datastore.Datastore
+	started   time.Time
+	ready     chan struct{} // closed when every VM that runs here is adopted
+
+	verdictOnce sync.Mutex // one correctness probe at a time
+	verdict     inventory.Verdict
+
+	mu       sync.Mutex
+	running  context.Context // Run's, for the loops that requests begin
+	loops    *errgroup.Group
+	vms      map[inventory.VMID]*vm
+	incoming map[inventory.MigrationID]*arrival
+}
+
+// New opens the datastores, probes QEMU, and begins a new epoch of this host. It fails when the store cannot be reached
+// before ctx ends.
+func New(ctx context.Context, c Config) (*Agent, error) {
+	a := &Agent{
+		Config: c, stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
+		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{},
+	}
+	for _, m := range c.Datastores {
+		ds, err := datastore.Open(m.Path)
+		if err != nil {
+			return nil, err
+		}
+		a.stores[ds.ID] = ds
+	}
+	for _, dir := range []string{"vms", "ports", "journal"} {
+		// Others may pass through but not look: QEMU's user reaches its own sockets below.
+		if err := os.MkdirAll(filepath.Join(c.RunDir, dir), 0o711); err != nil {
+			return nil, fault.New(fault.Internal, "run directory: %w", err)
+		}
+	}
+	var err error
+	if a.abilities, err = qemu.Probe(ctx, a.probe()); err != nil {
+		return nil, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fault.New(fault.Internal, "boot id: %w", err)
+	}
+	epoch, err := c.Store.NextEpoch(ctx, c.Host, string(boot))
+	if err != nil {
+		return nil, err
+	}
+	a.writer = c.Store.As(c.Host, epoch)
+	return a, a.publish(ctx)
+}
+
+func (a *Agent) probe() qemu.ProbeConfig {
+	return qemu.ProbeConfig{Binary: a.Binary, User: a.User, CacheDir: a.CacheDir}
+}
+
+// Host returns the id of the agent's host.
+func (a *Agent) Host() inventory.HostID { return a.Config.Host }
+
+// Run adopts what runs here and serves until ctx ends. VMs go on without it.
+func (a *Agent) Run(ctx context.Context) error {
+	loops, ctx := errgroup.WithContext(ctx)
+	a.mu.Lock()
+	a.running, a.loops = ctx, loops
+	a.mu.Unlock()
+	loops.Go(func() error { return a.followNetworks(ctx) })
+	loops.Go(func() error { return a.followMigrations(ctx) })
+	loops.Go(func() error { return a.followHosts(ctx) })
+	loops.Go(func() error { a.keepStatus(ctx); return nil })
+	loops.Go(func() error {
+		if _, err := a.checkMigration(ctx); err != nil && ctx.Err() == nil {
+			a.Log.LogAttrs(ctx, slog.LevelError, "migration probe", slog.Any("err", err))
+		}
+		return nil
+	})
+	if err := a.adopt(ctx); err != nil {
+		return err
+	}
+	close(a.ready)
+	return loops.Wait()
+}
+
+// Ready is closed when every VM that runs here has been adopted; calls before that may find a VM missing.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// authority is how far this host may still act for its VMs. A single store member without fencing cannot take it away, so it
+// has no end yet; the hand-over asks for it all the same.
+func (a *Agent) authority() time.Duration { return time.Hour }
+
+// VM returns a VM by name or id, live when it runs here.
+func (a *Agent) VM(ctx context.Context, nameOrID string) (inventory.VM, error) {
+	stored, err := a.Store.VM(ctx, nameOrID)
+	if err != nil {
+		return inventory.VM{}, err
+	}
+	return a.live(stored), nil
+}
+
+// VMs returns all VMs of the cluster, live where they run here.
+func (a *Agent) VMs(ctx context.Context) ([]inventory.VM, error) {
+	all, err := a.Store.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		all[i] = a.live(all[i])
+	}
+	return all, nil
+}
+
+// live replaces what the store remembers of a VM by what its loop knows.
+func (a *Agent) live(stored inventory.VM) inventory.VM {
+	if stored.Run.Owner != a.Host() {
+		return stored
+	}
+	if v := a.lookup(stored.ID); v != nil {
+		stored.Status = v.snapshot()
+	}
+	return stored
+}
+
+func (a *Agent) lookup(id inventory.VMID) *vm {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.vms[id]
+}
+
+// own returns the VM's loop, or why this host cannot act on it.
+func (a *Agent) own(id inventory.VMID) (*vm, error) {
+	if v := a.lookup(id); v != nil {
+		return v, nil
+	}
+	select {
+	case <-a.ready:
+		return nil, fault.New(fault.Conflict, "vm %s is not at %s: it moved meanwhile, try again", id, a.Host())
+	default:
+		return nil, fault.New(fault.Unavailable, "host %s is still looking for its VMs: try again", a.Host())
+	}
+}
+
+// begin starts the loop of a VM, unless it has one.
+func (a *Agent) begin(stored inventory.VM, setUp func(*vm)) *vm {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if v := a.vms[stored.ID]; v != nil {
+		return v
+	}
+	v := newVM(a, stored)
+	if setUp != nil {
+		setUp(v)
+	}
+	a.vms[stored.ID] = v
+	ctx := a.running
+	a.loops.Go(func() error {
+		defer func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.vms[stored.ID] == v {
+				delete(a.vms, stored.ID)
+			}
+		}()
+		v.loop(ctx)
+		return nil
+	})
+	return v
+}
+
+// Reach returns how to speak to another host's API.
+func (a *Agent) Reach(ctx context.Context, host inventory.HostID) (*http.Client, string, error) {
+	h, err := a.Store.Host(ctx, host)
+	if err != nil {
+		return nil, "", err
+	}
+	return a.Peers.HTTPClient(host, h.Spec.Address), "https://" + h.Spec.Address, nil
+}
+
+// file returns the absolute path of a file on one of this host's datastores.
+func (a *Agent) file(f inventory.File) (string, error) {
+	ds := a.stores[f.Datastore]
+	if ds == nil {
+		return "", fault.New(fault.NotFound, "datastore %s is not mounted on %s", f.Datastore, a.Host())
+	}
+	return ds.Resolve(f.Path)
+}
+
+var _ migrate.Ports = (*vnet.Client)(nil)

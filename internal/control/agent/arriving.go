@@ -1,0 +1,232 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/journal"
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/admission"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
+)
+
+// arrival is the target's end of a migration, and whose VM it is.
+type arrival struct {
+	target *migrate.Target
+	source inventory.HostID
+}
+
+// Prepare makes this host ready to receive a VM, or lists what stands against it. Repeating it returns the same.
+func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons []string, epoch uint64, err error) {
+	source, err := a.Store.Host(ctx, r.Source)
+	if err != nil {
+		return nil, 0, err
+	}
+	if r.SourceEpoch < source.Spec.Epoch {
+		return nil, 0, fault.New(fault.Conflict, "host %s was started again since: epoch %d is over", r.Source, r.SourceEpoch)
+	}
+	a.mu.Lock()
+	known := a.incoming[r.Migration]
+	a.mu.Unlock()
+	if known != nil {
+		return nil, a.writer.Epoch(), known.target.Prepared(ctx)
+	}
+	if _, err := a.checkMigration(ctx); err != nil {
+		return nil, 0, err
+	}
+	self, err := a.describe(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	reasons = admission.Check(admission.Facts{
+		VM: r.VM, Source: source, Asked: a.Host(), Target: self, Locks: a.locks(r.VM, r.Source), TargetLacks: a.lacks(),
+	})
+	if len(reasons) > 0 || r.DryRun {
+		return reasons, a.writer.Epoch(), nil
+	}
+	target, err := a.receive(r)
+	if err != nil {
+		return nil, 0, err
+	}
+	return nil, a.writer.Epoch(), target.Prepared(ctx)
+}
+
+// receive begins the target's end of a migration, with a loop for the VM.
+func (a *Agent) receive(r migrate.PrepareRequest) (*migrate.Target, error) {
+	if a.lookup(r.VM.ID) != nil {
+		return nil, fault.New(fault.Conflict, "host %s still has a copy of the VM: try again", a.Host())
+	}
+	if err := journal.Remove(a.journal(r.VM.ID).path); err != nil { // of finished migrations
+		return nil, err
+	}
+	var target *migrate.Target
+	v := a.begin(r.VM, func(v *vm) {
+		target = migrate.NewTarget(v.targetConfig(r.Migration, r.Source))
+		v.target = target
+		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
+		a.incoming[r.Migration] = &arrival{target: target, source: r.Source}
+	})
+	if target == nil {
+		return nil, fault.New(fault.Conflict, "host %s still has a copy of the VM: try again", a.Host())
+	}
+	v.arrive(target, target.Run)
+	return target, nil
+}
+
+// targetConfig gathers what a Target works with.
+func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) migrate.TargetConfig {
+	a := v.agent
+	return migrate.TargetConfig{
+		Migration: id, VM: v.stored, Source: source, Ports: v.portIDs(), Switch: a.Switch, Records: records{a},
+		Journal: a.journal(v.id), Authority: a.authority,
+		Start: func(ctx context.Context) (*qemu.Process, error) {
+			if err := a.lock(v.stored, v.stored.Run.Generation+1); err != nil {
+				return nil, err
+			}
+			for _, port := range v.ports() {
+				if err := a.Switch.Reserve(ctx, port, id, source); err != nil {
+					return nil, err
+				}
+			}
+			return a.startQEMU(ctx, v, true)
+		},
+		Free: func(context.Context) error {
+			target := v.arriving()
+			if target == nil || target.Process() == nil {
+				return qemu.Remove(v.runDir())
+			}
+			return target.Process().Cleanup()
+		},
+		Log: v.log.With(slog.String("migration", string(id))),
+	}
+}
+
+// arriving returns the Target while the VM arrives.
+func (v *vm) arriving() *migrate.Target {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.target
+}
+
+// arrive runs a Target beside the loop and forgets it when it is over.
+func (v *vm) arrive(target *migrate.Target, run func(context.Context) migrate.Outcome) {
+	a := v.agent
+	ctx := a.running
+	a.loops.Go(func() error {
+		outcome := run(ctx)
+		if outcome != migrate.Interrupted {
+			a.mu.Lock()
+			delete(a.incoming, target.Migration)
+			a.mu.Unlock()
+		}
+		v.moved <- outcome
+		return nil
+	})
+}
+
+// Stream joins a memory stream from the source with the incoming QEMU; the header is the migration's id. It returns when the
+// stream has ended.
+func (a *Agent) Stream(ctx context.Context, s *peer.Stream) {
+	id := inventory.MigrationID(s.Header)
+	log := a.Log.With(slog.String("migration", string(id)), slog.String("host", string(s.From)))
+	a.mu.Lock()
+	in := a.incoming[id]
+	a.mu.Unlock()
+	if in == nil || in.source != s.From {
+		err := s.Refuse(fault.New(fault.Conflict, "migration %s is not prepared at host %s", id, a.Host()))
+		log.LogAttrs(ctx, slog.LevelWarn, "stream refused", slog.Any("err", err))
+		return
+	}
+	err := s.Accept()
+	if err == nil {
+		err = in.target.Stream(ctx, s.Conn)
+	}
+	if err != nil {
+		log.LogAttrs(ctx, slog.LevelInfo, "stream ended early", slog.Any("err", err))
+	}
+}
+
+// Release gives a VM to this host: the source will never run it again unless the answer says returned.
+func (a *Agent) Release(ctx context.Context, id inventory.MigrationID, source inventory.HostID, _ uint64) (migrate.ReleaseAnswer, error) {
+	// The epoch is not compared here: a source that was started again repeats a release that it has journalled, and one
+	// that was fenced is refused by the record when this host takes the VM.
+	target, err := a.arrivalOf(ctx, id, source)
+	if err != nil {
+		return migrate.ReleaseAnswer{}, err
+	}
+	if target == nil {
+		return migrate.ReleaseAnswer{Running: true, Reason: "it is the owner already"}, nil
+	}
+	return target.Release(ctx)
+}
+
+// Discard drops this host's side of a migration for good; false means that the VM runs here.
+func (a *Agent) Discard(ctx context.Context, id inventory.MigrationID, source inventory.HostID, _ uint64) (bool, error) {
+	target, err := a.arrivalOf(ctx, id, source)
+	if err != nil || target == nil {
+		return false, err
+	}
+	return target.Discard(ctx, "host "+string(source)+" gave up")
+}
+
+// arrivalOf finds the target's end of a migration. One that is not being driven is rebuilt from the journal, so that its
+// final word can be repeated; nil means that this host is the VM's owner through this migration.
+func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source inventory.HostID) (*migrate.Target, error) {
+	select {
+	case <-a.ready:
+	case <-ctx.Done():
+		return nil, fault.New(fault.Unavailable, "host %s is still looking for its VMs", a.Host())
+	}
+	a.mu.Lock()
+	in := a.incoming[id]
+	a.mu.Unlock()
+	if in != nil {
+		if in.source != source {
+			return nil, fault.New(fault.Denied, "migration %s is not from host %s", id, source)
+		}
+		return in.target, nil
+	}
+	m, err := a.Store.Migration(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if m.Spec.Source != source || m.Spec.Target != a.Host() {
+		return nil, fault.New(fault.Denied, "migration %s is not from host %s to %s", id, source, a.Host())
+	}
+	stored, err := a.Store.VM(ctx, string(m.Spec.VM))
+	if err != nil {
+		return nil, err
+	}
+	if stored.Run.Owner == a.Host() {
+		return nil, nil
+	}
+	lines, err := a.journal(stored.ID).read()
+	if err != nil {
+		return nil, err
+	}
+	found := handover.TargetFoundGone
+	if bootTime().After(m.Spec.Requested) {
+		found = handover.TargetFoundRebooted
+	}
+	v := newVM(a, stored) // without a loop: nothing of the VM is here, only the word about it
+	target := migrate.RestoreTarget(v.targetConfig(id, source), lines, nil)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if in := a.incoming[id]; in != nil {
+		return in.target, nil
+	}
+	a.incoming[id] = &arrival{target: target, source: source}
+	run := a.running
+	a.loops.Go(func() error {
+		target.Restore(run, found)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.incoming, id)
+		return nil
+	})
+	return target, nil
+}

@@ -1,0 +1,252 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/datastore"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/admission"
+)
+
+// CreateVM is what a user asks for; files name their datastore by name or id, or leave it out for the host's first one.
+type CreateVM struct {
+	Name     string
+	CPUs     int
+	Memory   inventory.Bytes
+	CPUModel string // empty: the best that every host of the cluster can run
+	Boot     inventory.Boot
+	Disks    []CreateDisk
+	NICs     []inventory.NIC
+}
+
+// CreateDisk is an existing image, or with a Size one to make.
+type CreateDisk struct {
+	Datastore string
+	Path      string
+	Size      inventory.Bytes
+	Format    inventory.DiskFormat // empty: qcow2
+}
+
+// Create makes a VM on this host, stopped. Images that it made are removed again when a later step fails.
+func (a *Agent) Create(ctx context.Context, want CreateVM) (inventory.VM, error) {
+	vm, err := a.create(ctx, want)
+	return vm, fault.Wrap("create", "vm "+want.Name, err)
+}
+
+func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err error) {
+	if err := inventory.CheckName("vm", want.Name); err != nil {
+		return vm, err
+	}
+	// The store has the last word; asking first spares making disks for a name that is taken.
+	if _, err := a.Store.VM(ctx, want.Name); err == nil {
+		return vm, fault.New(fault.Exists, "there is one of that name: see godwit vm ls")
+	} else if !fault.Is(err, fault.NotFound) {
+		return vm, err
+	}
+	spec, err := a.spec(ctx, want)
+	if err != nil {
+		return vm, err
+	}
+	self, err := a.describe(ctx)
+	if err != nil {
+		return vm, err
+	}
+	if err := fault.Refuse(fault.Invalid, spec.Problems()); err != nil {
+		return vm, err
+	}
+	if err := a.haveNetworks(ctx, spec); err != nil {
+		return vm, err
+	}
+	// What only a start needs, such as free memory, is asked then; the rest of the list would never come true.
+	free := self
+	free.Status.MemoryFree = self.Spec.Memory
+	if err := fault.Refuse(fault.Incompatible, admission.Create(spec, free)); err != nil {
+		return vm, err
+	}
+	undo, err := a.images(ctx, want, &spec)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
+	if err != nil {
+		return vm, err
+	}
+	vm = inventory.VM{
+		ID: inventory.NewVMID(), Spec: spec,
+		Run:    inventory.VMRun{Owner: a.Host(), Wanted: inventory.PowerOff},
+		Status: inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()},
+	}
+	if err := a.writer.CreateVM(ctx, vm); err != nil {
+		return vm, err
+	}
+	a.begin(vm, nil)
+	return vm, nil
+}
+
+// spec turns the request into a record: ids for names, defaults for what was left out.
+func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, error) {
+	spec := inventory.VMSpec{
+		Name: want.Name, UUID: inventory.NewUUID(), CPUs: want.CPUs, Memory: want.Memory, Machine: a.abilities.Machine(),
+		CPUModel: want.CPUModel, Boot: want.Boot, Created: time.Now(),
+	}
+	var bad []string
+	resolve := func(f *inventory.File) {
+		if f.Path == "" {
+			*f = inventory.File{}
+			return
+		}
+		ds, err := a.datastore(string(f.Datastore))
+		if err != nil {
+			bad = append(bad, err.Error())
+			return
+		}
+		f.Datastore = ds.ID
+		if path, err := ds.Resolve(f.Path); err != nil {
+			bad = append(bad, err.Error())
+		} else if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+			bad = append(bad, fmt.Sprintf("no file %s on datastore %s: copy it to %s", f.Path, ds.Name, path))
+		}
+	}
+	resolve(&spec.Boot.Kernel)
+	resolve(&spec.Boot.Initrd)
+	resolve(&spec.Boot.Firmware)
+	for i, d := range want.Disks {
+		ds, err := a.datastore(d.Datastore)
+		if err != nil {
+			bad = append(bad, err.Error())
+			continue
+		}
+		name := fmt.Sprintf("disk%d", i)
+		disk := inventory.Disk{Name: name, File: inventory.File{Datastore: ds.ID, Path: d.Path}, Format: d.Format, Size: d.Size}
+		if disk.Format == "" {
+			disk.Format = inventory.Qcow2
+		}
+		if disk.File.Path == "" {
+			disk.File.Path = want.Name + "-" + name + "." + string(disk.Format)
+		}
+		spec.Disks = append(spec.Disks, disk)
+	}
+	for i, n := range want.NICs {
+		n.Name = fmt.Sprintf("nic%d", i)
+		if n.MAC == "" {
+			n.MAC = inventory.NewMAC()
+		}
+		spec.NICs = append(spec.NICs, n)
+	}
+	if err := fault.Refuse(fault.Invalid, bad); err != nil {
+		return spec, err
+	}
+	if spec.CPUModel == "" {
+		hosts, err := a.Store.Hosts(ctx)
+		if err != nil {
+			return spec, err
+		}
+		spec.CPUModel = admission.Baseline(hosts)
+		if spec.CPUModel == "" {
+			return spec, fault.New(fault.Incompatible, "no CPU model can be run by every host: name one with --cpu-model (see godwit host info)")
+		}
+	}
+	return spec, nil
+}
+
+// datastore finds one of this host's datastores by name or id; an empty name means the first.
+func (a *Agent) datastore(nameOrID string) (*datastore.Datastore, error) {
+	var names []string
+	for _, m := range a.Datastores {
+		for _, ds := range a.stores {
+			if ds.Path != m.Path {
+				continue
+			}
+			if nameOrID == "" || nameOrID == ds.Name || nameOrID == string(ds.ID) {
+				return ds, nil
+			}
+			names = append(names, ds.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fault.New(fault.NotFound, "host %s has no datastore: add one with godwit datastore add", a.Host())
+	}
+	return nil, fault.New(fault.NotFound, "host %s has no datastore %q: it has %v", a.Host(), nameOrID, names)
+}
+
+// haveNetworks refuses NICs on networks that do not exist.
+func (a *Agent) haveNetworks(ctx context.Context, spec inventory.VMSpec) error {
+	if len(spec.NICs) == 0 {
+		return nil
+	}
+	networks, err := a.Store.Networks(ctx)
+	if err != nil {
+		return err
+	}
+	var bad []string
+	for _, n := range spec.NICs {
+		if !slices.ContainsFunc(networks, func(k inventory.Network) bool { return k.ID == n.Network }) {
+			bad = append(bad, fmt.Sprintf("no network %q: see godwit network ls, or make it with godwit network create %s", n.Network, n.Network))
+		}
+	}
+	return fault.Refuse(fault.NotFound, bad)
+}
+
+// images makes the disks that are to be made and looks at those that are to be used. The returned undo removes what
+// was made; it is never nil.
+func (a *Agent) images(ctx context.Context, want CreateVM, spec *inventory.VMSpec) (undo func() error, err error) {
+	var made []string
+	undo = func() error {
+		var all error
+		for _, path := range made {
+			if err := os.Remove(path); err != nil {
+				all = errors.Join(all, err)
+			}
+		}
+		return all
+	}
+	for i := range spec.Disks {
+		d := &spec.Disks[i]
+		path, err := a.file(d.File)
+		if err != nil {
+			return undo, fault.Wrap("disk", d.Name, err)
+		}
+		if want.Disks[i].Size > 0 {
+			if err := qemu.CreateImage(ctx, path, d.Format, d.Size, a.User); err != nil {
+				return undo, err
+			}
+			made = append(made, path)
+			continue
+		}
+		image, err := qemu.CheckImage(ctx, path, d.Format)
+		if err != nil {
+			return undo, err
+		}
+		if other, err := a.usedBy(ctx, d.File); err != nil {
+			return undo, err
+		} else if other != "" {
+			return undo, fault.New(fault.Conflict, "image %s belongs to vm %s: copy it first", d.File.Path, other)
+		}
+		d.Size = image.Virtual
+	}
+	return undo, nil
+}
+
+// usedBy names the VM that has the image as a disk already.
+func (a *Agent) usedBy(ctx context.Context, f inventory.File) (string, error) {
+	all, err := a.Store.VMs(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, vm := range all {
+		for _, d := range vm.Spec.Disks {
+			if d.File == f {
+				return vm.Spec.Name, nil
+			}
+		}
+	}
+	return "", nil
+}

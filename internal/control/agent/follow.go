@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// resyncEvery is how often the loops look without having been told: what they missed or could not do is done then.
+const resyncEvery = 2 * time.Second
+
+// statusEvery is how often the host's own status is published.
+const statusEvery = 10 * time.Second
+
+// follow calls step whenever something of the kind changed and every resyncEvery, until ctx ends. A step that fails is
+// logged once per kind of failure and tried again: it reads the store and takes what is there.
+func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.Context) error) error {
+	changes := a.Store.Watch(ctx, kind)
+	tick := time.NewTicker(resyncEvery)
+	defer tick.Stop()
+	last := ""
+	for {
+		within, done := context.WithTimeout(ctx, storeTimeout)
+		err := step(within)
+		done()
+		now := ""
+		if err != nil {
+			now = err.Error()
+		}
+		if now != last && ctx.Err() == nil {
+			a.Log.LogAttrs(ctx, slog.LevelWarn, "loop", slog.String("kind", string(kind)), slog.String("err", now))
+			last = now
+		}
+		select {
+		case _, more := <-changes:
+			if !more {
+				return nil
+			}
+		case <-tick.C:
+		case <-ctx.Done():
+			for range changes { //nolint:revive // until the watch has ended
+			}
+			return nil
+		}
+	}
+}
+
+// followNetworks gives the switch the cluster's networks; the gateway of each runs where its record says.
+func (a *Agent) followNetworks(ctx context.Context) error {
+	var last []vnet.NetworkSpec
+	var pid int
+	return a.follow(ctx, store.Networks, func(ctx context.Context) error {
+		all, err := a.Store.Networks(ctx)
+		if err != nil {
+			return err
+		}
+		specs := make([]vnet.NetworkSpec, 0, len(all))
+		for _, n := range all {
+			spec := vnet.NetworkSpec{ID: n.ID}
+			if n.Spec.Gateway == a.Host() && n.Spec.Subnet != "" {
+				spec.Gateway = &vnet.GatewaySpec{Subnet: n.Spec.Subnet, Forwards: n.Spec.Forwards}
+			}
+			specs = append(specs, spec)
+		}
+		status, err := a.Switch.Status(ctx)
+		if err != nil {
+			return err
+		}
+		same := func(x, y vnet.NetworkSpec) bool {
+			return x.ID == y.ID && (x.Gateway == nil) == (y.Gateway == nil) &&
+				(x.Gateway == nil || x.Gateway.Subnet == y.Gateway.Subnet && slices.Equal(x.Gateway.Forwards, y.Gateway.Forwards))
+		}
+		if status.PID == pid && slices.EqualFunc(last, specs, same) {
+			return nil
+		}
+		if err := a.Switch.SetNetworks(ctx, specs); err != nil {
+			return err
+		}
+		last, pid = specs, status.PID
+		return nil
+	})
+}
+
+// followHosts gives the switch the trunks to all other hosts.
+func (a *Agent) followHosts(ctx context.Context) error {
+	var last []vnet.Peer
+	var pid int
+	return a.follow(ctx, store.Hosts, func(ctx context.Context) error {
+		all, err := a.Store.Hosts(ctx)
+		if err != nil {
+			return err
+		}
+		var peers []vnet.Peer
+		for _, h := range all {
+			if h.ID != a.Host() && h.Spec.Trunk != "" {
+				peers = append(peers, vnet.Peer{ID: h.ID, Addr: h.Spec.Trunk})
+			}
+		}
+		status, err := a.Switch.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if status.PID == pid && slices.Equal(last, peers) {
+			return nil
+		}
+		if err := a.Switch.SetPeers(ctx, peers); err != nil {
+			return err
+		}
+		last, pid = peers, status.PID
+		return nil
+	})
+}
+
+// keepStatus publishes the host's status until ctx ends.
+func (a *Agent) keepStatus(ctx context.Context) {
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	for {
+		within, done := context.WithTimeout(ctx, storeTimeout)
+		err := a.writer.PutHostStatus(within, a.status())
+		done()
+		if err != nil && ctx.Err() == nil {
+			a.Log.LogAttrs(ctx, slog.LevelWarn, "host status not stored", slog.Any("err", err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// CreateNetwork makes a layer-2 segment.
+func (a *Agent) CreateNetwork(ctx context.Context, n inventory.Network) error {
+	if err := checkNetwork(n); err != nil {
+		return err
+	}
+	if n.Spec.Gateway == "" && n.Spec.Subnet != "" {
+		n.Spec.Gateway = a.Host()
+	}
+	if n.Spec.Gateway != "" {
+		if _, err := a.Store.Host(ctx, n.Spec.Gateway); err != nil {
+			return err
+		}
+	}
+	return a.writer.CreateNetwork(ctx, n)
+}
+
+// Networks returns all segments.
+func (a *Agent) Networks(ctx context.Context) ([]inventory.Network, error) { return a.Store.Networks(ctx) }

@@ -1,0 +1,419 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/journal"
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/admission"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
+)
+
+// MigrateVM is a request to move a VM that runs here.
+type MigrateVM struct {
+	VM          inventory.VMID
+	Target      inventory.HostID
+	DryRun      bool
+	Bandwidth   inventory.BytesPerSecond
+	DowntimeMax time.Duration
+}
+
+// Migrate admits a migration, records it and begins it; a refusal carries every reason. A dry run stops after admission and
+// returns the zero Migration.
+func (a *Agent) Migrate(ctx context.Context, want MigrateVM) (inventory.Migration, error) {
+	vm, err := a.VM(ctx, string(want.VM))
+	if err != nil {
+		return inventory.Migration{}, err
+	}
+	name := "vm " + vm.Spec.Name
+	if want.Bandwidth < 0 || want.DowntimeMax < 0 {
+		return inventory.Migration{}, fault.Wrap("migrate", name, fault.New(fault.Invalid, "bandwidth and pause cannot be negative"))
+	}
+	m := inventory.Migration{ID: inventory.NewMigrationID(), Spec: inventory.MigrationSpec{
+		VM: vm.ID, VMName: vm.Spec.Name, Source: a.Host(), Target: want.Target, Bandwidth: want.Bandwidth,
+		DowntimeMax: want.DowntimeMax, Requested: time.Now(), By: "administrator",
+	}}
+	reasons, err := a.admit(ctx, m, vm)
+	if err != nil {
+		return inventory.Migration{}, fault.Wrap("migrate", name, err)
+	}
+	if len(reasons) > 0 {
+		return inventory.Migration{}, fault.Wrap("migrate", name, fault.Refuse(fault.Incompatible, reasons))
+	}
+	if want.DryRun {
+		return inventory.Migration{}, nil
+	}
+	if err := a.writer.CreateMigration(ctx, m); err != nil {
+		return inventory.Migration{}, fault.Wrap("migrate", name, err)
+	}
+	if err := a.drive(ctx, m); err != nil {
+		a.abandon(ctx, m, err.Error())
+		return m, fault.Wrap("migrate", name, err)
+	}
+	return m, nil
+}
+
+// abandon ends the record of a migration that never began.
+func (a *Agent) abandon(ctx context.Context, m inventory.Migration, why string) {
+	undo, done := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer done()
+	status := inventory.MigrationStatus{Phase: inventory.Failed, Reason: why, Ended: time.Now()}
+	if err := a.writer.PutMigrationStatus(undo, m.ID, status); err != nil {
+		a.Log.LogAttrs(ctx, slog.LevelWarn, "migration record not ended yet", slog.String("migration", string(m.ID)), slog.Any("err", err))
+	}
+}
+
+// admit asks the target what stands against the migration. A target that cannot be asked is judged by what the store knows of it.
+func (a *Agent) admit(ctx context.Context, m inventory.Migration, vm inventory.VM) ([]string, error) {
+	self, err := a.describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	facts := admission.Facts{VM: vm, Source: self, Asked: m.Spec.Target, SourceLacks: a.lacks()}
+	facts.Target, err = a.Store.Host(ctx, m.Spec.Target)
+	if fault.Is(err, fault.NotFound) {
+		return admission.Check(facts), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if m.Spec.Target != a.Host() {
+		within, done := context.WithTimeout(ctx, admitMax)
+		defer done()
+		reasons, err := far{a, facts.Target}.Prepare(within, migrate.PrepareRequest{
+			Migration: m.ID, VM: vm, Source: a.Host(), SourceEpoch: a.writer.Epoch(), DryRun: true,
+		})
+		if err == nil {
+			return reasons, nil
+		}
+		facts.Silent = err.Error()
+	}
+	return admission.Check(facts), nil
+}
+
+// admitMax bounds a target's answer to whether it could take a VM; its first one may wait for the correctness probe.
+const admitMax = 60 * time.Second
+
+// lacks names the migration abilities that the own QEMU does not have.
+func (a *Agent) lacks() []string {
+	var missing []string
+	for _, name := range migrate.Needed() {
+		if !slices.Contains(a.abilities.Capabilities, name) {
+			missing = append(missing, name)
+		}
+	}
+	return missing
+}
+
+// drive begins a recorded migration of a VM that runs here, unless it is being driven already.
+func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
+	v, err := a.own(m.Spec.VM)
+	if err != nil {
+		return err
+	}
+	target, err := a.Store.Host(ctx, m.Spec.Target)
+	if err != nil {
+		return err
+	}
+	fresh, err := a.Store.VM(ctx, string(m.Spec.VM))
+	if err != nil {
+		return err
+	}
+	return v.do(ctx, func(context.Context) error {
+		if v.source != nil && v.source.Migration.ID == m.ID {
+			return nil
+		}
+		if v.source != nil || v.target != nil || v.process == nil {
+			return fault.New(fault.Conflict, "it is %v and cannot begin to migrate", v.stored.Status.State)
+		}
+		if err := journal.Remove(a.journal(v.id).path); err != nil { // of finished migrations
+			return err
+		}
+		fresh.Status = v.stored.Status
+		v.depart(a.running, migrate.NewSource(v.sourceConfig(m, fresh, target)), func(s *migrate.Source, ctx context.Context) migrate.Outcome {
+			return s.Run(ctx)
+		})
+		return nil
+	})
+}
+
+// sourceConfig gathers what a Source works with.
+func (v *vm) sourceConfig(m inventory.Migration, stored inventory.VM, target inventory.Host) migrate.SourceConfig {
+	a := v.agent
+	return migrate.SourceConfig{
+		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Switch: a.Switch,
+		Records: records{a}, Far: far{a, target}, Journal: a.journal(v.id), Authority: a.authority,
+		Free: func(context.Context) error {
+			if v.process == nil {
+				return nil
+			}
+			return v.process.Cleanup()
+		},
+		Log: v.log.With(slog.String("migration", string(m.ID))),
+	}
+}
+
+// depart runs a Source beside the loop. The switch ports are the Source's until it ends.
+func (v *vm) depart(ctx context.Context, s *migrate.Source, run func(*migrate.Source, context.Context) migrate.Outcome) {
+	v.mu.Lock()
+	v.source = s
+	v.mu.Unlock()
+	v.state(ctx, inventory.Migrating, "to "+string(s.Migration.Spec.Target)+" by "+string(s.Migration.ID))
+	v.agent.loops.Go(func() error {
+		v.moved <- run(s, ctx)
+		return nil
+	})
+}
+
+// afterMigration goes on with what a migration left: the VM here, or nothing.
+func (v *vm) afterMigration(ctx context.Context, outcome migrate.Outcome) {
+	v.mu.Lock()
+	source, target := v.source, v.target
+	v.source, v.target = nil, nil
+	if target != nil && v.process == nil {
+		v.process = target.Process()
+	}
+	v.mu.Unlock()
+	if source != nil {
+		v.settle(ctx, source)
+	}
+	switch outcome {
+	case migrate.Interrupted:
+		v.moved <- outcome // for leave: ctx has ended
+		v.mu.Lock()
+		v.source, v.target = source, target
+		v.mu.Unlock()
+		<-ctx.Done()
+	case migrate.Here:
+		v.stay(ctx, target)
+	case migrate.Away:
+		v.gone = true
+		if err := v.agent.unlock(v.stored); err != nil {
+			v.log.LogAttrs(ctx, slog.LevelDebug, "old lock records stay", slog.Any("err", err))
+		}
+	case migrate.Nowhere:
+		v.cleanUp(ctx)
+		v.state(ctx, inventory.Crashed, "its memory was lost in a migration: godwit vm start starts it again")
+	}
+}
+
+// stay takes a VM back into normal life, after a migration that brought it or did not take it away.
+func (v *vm) stay(ctx context.Context, target *migrate.Target) {
+	within, done := context.WithTimeout(ctx, storeTimeout)
+	if stored, err := v.agent.Store.VM(within, string(v.id)); err == nil {
+		v.mu.Lock()
+		v.stored.Run = stored.Run
+		v.mu.Unlock()
+	}
+	done()
+	if v.process == nil {
+		v.state(ctx, inventory.Crashed, "its process ended during a migration: godwit vm start starts it again")
+		return
+	}
+	if target != nil {
+		v.attach(ctx)
+	}
+	select {
+	case <-v.process.Done():
+		v.afterExit(ctx)
+		return
+	default:
+	}
+	status, err := v.process.QMP().Status(ctx)
+	if err != nil {
+		v.state(ctx, inventory.Unknown, err.Error())
+		return
+	}
+	state, detail := foundState(status)
+	v.state(ctx, state, detail)
+}
+
+// settle writes a finished migration's last status until the store takes it: it must not stay unfinished there.
+func (v *vm) settle(ctx context.Context, s *migrate.Source) {
+	status, _ := s.Status()
+	if !status.Phase.Final() {
+		return
+	}
+	id := s.Migration.ID
+	v.agent.loops.Go(func() error {
+		for {
+			within, done := context.WithTimeout(ctx, storeTimeout)
+			err := v.agent.writer.PutMigrationStatus(within, id, status)
+			done()
+			if err == nil || fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(time.Second):
+			}
+		}
+	})
+}
+
+// Migrations returns all migrations, newest first, live where they are driven here.
+func (a *Agent) Migrations(ctx context.Context) ([]inventory.Migration, error) {
+	all, err := a.Store.Migrations(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		all[i], _ = a.liveMigration(all[i])
+	}
+	slices.SortFunc(all, func(x, y inventory.Migration) int { return y.Spec.Requested.Compare(x.Spec.Requested) })
+	return all, nil
+}
+
+// Migration returns one migration.
+func (a *Agent) Migration(ctx context.Context, id inventory.MigrationID) (inventory.Migration, error) {
+	m, err := a.Store.Migration(ctx, id)
+	if err != nil {
+		return m, err
+	}
+	m, _ = a.liveMigration(m)
+	return m, nil
+}
+
+// liveMigration adds what only the source's memory knows, and returns the Source that knows it.
+func (a *Agent) liveMigration(m inventory.Migration) (inventory.Migration, *migrate.Source) {
+	v := a.lookup(m.Spec.VM)
+	if v == nil {
+		return m, nil
+	}
+	v.mu.Lock()
+	s := v.source
+	v.mu.Unlock()
+	if s == nil || s.Migration.ID != m.ID {
+		return m, nil
+	}
+	m.Status, _ = s.Status()
+	return m, s
+}
+
+// watchEvery is how often a watcher of a migration that is driven elsewhere, or not yet, looks at the store.
+const watchEvery = 200 * time.Millisecond
+
+// WatchMigration calls send with the migration whenever it changed, until its phase is final, ctx ends or send fails.
+func (a *Agent) WatchMigration(ctx context.Context, id inventory.MigrationID, send func(inventory.Migration) error) error {
+	for {
+		m, err := a.Store.Migration(ctx, id)
+		if err != nil {
+			return err
+		}
+		m, s := a.liveMigration(m)
+		if s == nil {
+			if err := send(m); err != nil || m.Status.Phase.Final() {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(watchEvery):
+			}
+			continue
+		}
+		for {
+			status, changed := s.Status()
+			m.Status = status
+			if err := send(m); err != nil || status.Phase.Final() {
+				return err
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// CancelMigration marks the migration's record as canceled, and when it is driven here waits for what comes of it.
+func (a *Agent) CancelMigration(ctx context.Context, id inventory.MigrationID) (inventory.Migration, error) {
+	m, err := a.Migration(ctx, id)
+	if err != nil {
+		return m, err
+	}
+	refuse := func(format string, args ...any) (inventory.Migration, error) {
+		return m, fault.Wrap("cancel", "migration "+string(id), fault.New(fault.Conflict, format, args...))
+	}
+	if m.Status.Phase.Final() {
+		return refuse("it is %v already", m.Status.Phase)
+	}
+	_, err = a.writer.UpdateMigrationSpec(ctx, id, func(s *inventory.MigrationSpec) error {
+		s.Canceled = true
+		return nil
+	})
+	if err != nil {
+		return m, err
+	}
+	if _, s := a.liveMigration(m); s != nil {
+		if err := s.Cancel(ctx, "administrator"); err != nil {
+			return refuse("%w", err)
+		}
+		return a.Migration(ctx, id)
+	}
+	err = a.WatchMigration(ctx, id, func(now inventory.Migration) error {
+		m = now
+		if now.Status.Released && !now.Status.Phase.Final() {
+			return fault.New(fault.Conflict, "it was released to %s already", now.Spec.Target)
+		}
+		return nil
+	})
+	if err == nil && m.Status.Phase == inventory.Completed {
+		return refuse("it is over: the VM runs on %s", m.Spec.Target)
+	}
+	return m, err
+}
+
+// plannedMax is how long a recorded migration may wait for its beginning: the two are one request of this agent.
+const plannedMax = 10 * time.Second
+
+// followMigrations acts on what the records say: cancels what is marked, and ends those that nobody drives.
+func (a *Agent) followMigrations(ctx context.Context) error {
+	return a.follow(ctx, store.Migrations, func(ctx context.Context) error {
+		all, err := a.Store.Migrations(ctx)
+		if err != nil {
+			return err
+		}
+		for _, m := range all {
+			if m.Status.Phase.Final() || m.Spec.Source != a.Host() {
+				continue
+			}
+			_, s := a.liveMigration(m)
+			if s == nil && m.Status.Phase == inventory.Planned && time.Since(m.Spec.Requested) > plannedMax {
+				a.abandon(ctx, m, "the agent ended before it began")
+			}
+			if s != nil && m.Spec.Canceled {
+				a.loops.Go(func() error {
+					within, done := context.WithTimeout(ctx, storeTimeout)
+					defer done()
+					if err := s.Cancel(within, "administrator"); err != nil {
+						a.Log.LogAttrs(ctx, slog.LevelInfo, "not canceled", slog.Any("err", err))
+					}
+					return nil
+				})
+			}
+		}
+		return nil
+	})
+}
+
+// restoreSource goes on with a migration that an earlier agent of this host drove.
+func (v *vm) restoreSource(ctx context.Context, m inventory.Migration, stored inventory.VM, target inventory.Host, found handover.SourceEventKind) error {
+	c := v.sourceConfig(m, stored, target)
+	lines, err := v.agent.journal(v.id).read()
+	if err != nil {
+		return err
+	}
+	v.depart(ctx, migrate.RestoreSource(c, lines), func(s *migrate.Source, ctx context.Context) migrate.Outcome {
+		return s.Restore(ctx, found)
+	})
+	return nil
+}

@@ -1,0 +1,334 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/qmp"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// vmCallsMax bounds the requests that wait for one VM's loop.
+const vmCallsMax = 16
+
+// houseEvery is how often a VM's loop looks after what no event tells: a status that the store did not take.
+const houseEvery = time.Second
+
+// vm is one VM on this host. Its loop owns it: whatever changes the VM runs there, one after the other. Others send calls and
+// read snapshots.
+type vm struct {
+	agent *Agent
+	id    inventory.VMID
+	log   *slog.Logger
+	calls chan func(context.Context)
+	moved chan migrate.Outcome // the end of a migration, either way
+	over  chan struct{}        // closed when the loop has ended
+
+	// The loop's own.
+	gone    bool // moved away or destroyed: the loop ends
+	events  *qmp.Events
+	sockets context.CancelFunc // ends console and pulse
+	stale   bool               // the store has not taken the last status
+
+	mu      sync.Mutex
+	stored  inventory.VM
+	changed chan struct{} // closed and replaced when the status changes
+	process *qemu.Process
+	console *console
+	pulse   *pulse
+	source  *migrate.Source // while it migrates away
+	target  *migrate.Target // while it arrives
+}
+
+func newVM(a *Agent, stored inventory.VM) *vm {
+	return &vm{
+		agent: a, id: stored.ID, log: a.Log.With(slog.String("vm", string(stored.ID))), stored: stored,
+		calls: make(chan func(context.Context), vmCallsMax), moved: make(chan migrate.Outcome, 1), over: make(chan struct{}),
+		changed: make(chan struct{}), sockets: func() {},
+	}
+}
+
+// loop owns the VM until it is gone from this host or ctx ends; then QEMU goes on without the agent.
+func (v *vm) loop(ctx context.Context) {
+	defer close(v.over)
+	house := time.NewTicker(houseEvery)
+	defer house.Stop()
+	if v.process != nil {
+		v.attach(ctx)
+	}
+	v.writeStatus(ctx)
+	for !v.gone {
+		var ended <-chan struct{}
+		if v.process != nil && v.source == nil && v.target == nil {
+			ended = v.process.Done()
+		}
+		var events <-chan qmp.Event
+		if v.events != nil {
+			events = v.events.C
+		}
+		select {
+		case <-ctx.Done():
+			v.leave()
+			return
+		case call := <-v.calls:
+			call(ctx)
+		case outcome := <-v.moved:
+			v.afterMigration(ctx, outcome)
+		case <-ended:
+			v.afterExit(ctx)
+		case e, more := <-events:
+			if !more {
+				v.events = nil // the monitor was lost: Done tells whether QEMU was too
+				continue
+			}
+			v.heard(ctx, e)
+		case <-house.C:
+			if v.stale {
+				v.writeStatus(ctx)
+			}
+		}
+	}
+	v.detach()
+}
+
+// do runs f in the loop and returns its error.
+func (v *vm) do(ctx context.Context, f func(context.Context) error) error {
+	result := make(chan error, 1)
+	call := func(loop context.Context) {
+		// The caller's deadline counts, and so does the end of the agent.
+		within, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stop := context.AfterFunc(loop, cancel)
+		defer stop()
+		result <- f(within)
+	}
+	select {
+	case v.calls <- call:
+	case <-v.over:
+		return fault.New(fault.Conflict, "vm %s left this host: try again", v.id)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-v.over:
+		select {
+		case err := <-result:
+			return err
+		default:
+		}
+		return fault.New(fault.Unavailable, "the agent of %s stops: try again", v.agent.Host())
+	}
+}
+
+// snapshot returns the status with what is only in memory.
+func (v *vm) snapshot() inventory.VMStatus {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.stored.Status
+	if v.process != nil {
+		s.PID = v.process.PID()
+		if usage, err := v.process.Usage(); err == nil {
+			s.Usage = usage
+		}
+	}
+	if v.pulse != nil {
+		s.Heartbeat = v.pulse.read()
+	}
+	return s
+}
+
+// record returns the VM as this host knows it.
+func (v *vm) record() inventory.VM {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	vm := v.stored
+	return vm
+}
+
+// state changes the state, tells whoever waits, and writes it down. Only the loop calls it.
+func (v *vm) state(ctx context.Context, state inventory.VMState, detail string) {
+	v.mu.Lock()
+	old := v.stored.Status.State
+	v.stored.Status = inventory.VMStatus{State: state, Host: v.agent.Host(), Since: time.Now(), Detail: detail}
+	if v.process != nil {
+		v.stored.Status.PID = v.process.PID()
+	}
+	close(v.changed)
+	v.changed = make(chan struct{})
+	v.mu.Unlock()
+	if old != state {
+		v.log.LogAttrs(ctx, slog.LevelInfo, "vm", slog.String("from", old.String()), slog.String("to", state.String()), slog.String("why", detail))
+	}
+	v.writeStatus(ctx)
+}
+
+// writeStatus stores the status; a store that is away gets it later.
+func (v *vm) writeStatus(ctx context.Context) {
+	v.mu.Lock()
+	status := v.stored.Status
+	if v.pulse != nil {
+		status.Heartbeat = v.pulse.read()
+	}
+	v.mu.Unlock()
+	within, done := context.WithTimeout(ctx, storeTimeout)
+	defer done()
+	err := v.agent.writer.PutVMStatus(within, v.id, status)
+	if err != nil && ctx.Err() == nil && !v.stale {
+		v.log.LogAttrs(ctx, slog.LevelWarn, "status not stored, will be again", slog.Any("err", err))
+	}
+	v.stale = err != nil
+}
+
+// storeTimeout bounds one call to the store from a loop.
+const storeTimeout = 3 * time.Second
+
+// attach begins to listen to a QEMU: its events, serial port and heartbeats.
+func (v *vm) attach(ctx context.Context) {
+	v.events = v.process.QMP().Subscribe(qmp.EventShutdown, qmp.EventStop, qmp.EventResume, qmp.EventGuestPanicked, qmp.EventBlockIOError)
+	if v.console != nil {
+		return
+	}
+	dir := v.process.Dir()
+	c, p := newConsole(dir.Serial()), &pulse{path: dir.Heartbeat()}
+	within, cancel := context.WithCancel(ctx)
+	var both sync.WaitGroup
+	both.Go(func() { c.run(within) })
+	both.Go(func() { p.run(within) })
+	v.sockets = func() { cancel(); both.Wait() }
+	v.mu.Lock()
+	v.console, v.pulse = c, p
+	v.mu.Unlock()
+}
+
+// detach lets go of everything that attach took.
+func (v *vm) detach() {
+	if v.events != nil {
+		v.events.Close()
+		v.events = nil
+	}
+	v.sockets()
+	v.sockets = func() {}
+	v.mu.Lock()
+	v.console, v.pulse, v.process = nil, nil, nil
+	v.mu.Unlock()
+}
+
+// leave lets QEMU go on without this agent.
+func (v *vm) leave() {
+	p := v.process
+	if v.source != nil || v.target != nil {
+		<-v.moved // its engine ends with the same context
+		if p == nil && v.target != nil {
+			p = v.target.Process()
+		}
+	}
+	v.detach()
+	if p != nil {
+		p.Release()
+	}
+}
+
+// heard takes note of what QEMU says of itself.
+func (v *vm) heard(ctx context.Context, e qmp.Event) {
+	if v.source != nil || v.target != nil {
+		return // a migration stops and resumes vCPUs on its own
+	}
+	switch e.Name {
+	case qmp.EventShutdown:
+		if cause := e.Cause(); cause.Guest {
+			v.powerOff(ctx, "the guest shut down")
+		}
+	case qmp.EventGuestPanicked:
+		v.state(ctx, inventory.Crashed, "the guest panicked: godwit vm reset starts it again")
+	case qmp.EventBlockIOError:
+		v.state(ctx, inventory.Paused, "a disk failed (godwit vm resume tries again): is the datastore full or away?")
+	case qmp.EventStop:
+		if v.stored.Status.State == inventory.Running {
+			v.state(ctx, inventory.Paused, "")
+		}
+	case qmp.EventResume:
+		if v.stored.Status.State != inventory.Running {
+			v.state(ctx, inventory.Running, "")
+		}
+	}
+}
+
+// powerOff ends QEMU after the guest has shut itself down, and remembers that it is wanted off.
+func (v *vm) powerOff(ctx context.Context, why string) {
+	if err := v.want(ctx, inventory.PowerOff); err != nil {
+		v.log.LogAttrs(ctx, slog.LevelWarn, "wanted power not stored", slog.Any("err", err))
+	}
+	if err := v.end(ctx, false); err != nil {
+		v.log.LogAttrs(ctx, slog.LevelError, "qemu does not end", slog.Any("err", err))
+		return
+	}
+	v.state(ctx, inventory.Stopped, why)
+}
+
+// afterExit cleans up behind a QEMU that ended without being asked to.
+func (v *vm) afterExit(ctx context.Context) {
+	exit := v.process.Exit()
+	v.cleanUp(ctx)
+	v.state(ctx, inventory.Crashed, exit.String()+": godwit vm start starts it again")
+}
+
+// cleanUp removes what a QEMU that has ended leaves: run directory, cgroup and switch ports.
+func (v *vm) cleanUp(ctx context.Context) {
+	p := v.process
+	v.detach()
+	if p != nil {
+		if err := p.Cleanup(); err != nil {
+			v.log.LogAttrs(ctx, slog.LevelWarn, "clean-up is incomplete", slog.Any("err", err))
+		}
+	}
+	v.removePorts(ctx)
+}
+
+func (v *vm) removePorts(ctx context.Context) {
+	for _, port := range v.ports() {
+		if err := v.agent.Switch.RemovePort(ctx, port.ID); err != nil {
+			v.log.LogAttrs(ctx, slog.LevelWarn, "switch port not removed", slog.Any("err", err))
+		}
+	}
+}
+
+// ports describes the switch ports of the VM's NICs on this host.
+func (v *vm) ports() []vnet.PortSpec {
+	specs := make([]vnet.PortSpec, 0, len(v.stored.Spec.NICs))
+	for i, n := range v.stored.Spec.NICs {
+		id := string(v.id) + "-" + strconv.Itoa(i)
+		spec := vnet.PortSpec{
+			ID: id, Network: n.Network, MAC: n.MAC, Guard: true,
+			Socket: filepath.Join(v.agent.RunDir, "ports", id+".sock"),
+		}
+		if v.agent.User != nil {
+			spec.Owner = int(v.agent.User.UID)
+		}
+		specs = append(specs, spec)
+	}
+	return specs
+}
+
+// portIDs lists the ids of the VM's switch ports.
+func (v *vm) portIDs() []string {
+	var ids []string
+	for _, p := range v.ports() {
+		ids = append(ids, p.ID)
+	}
+	return ids
+}
+
+// runDir is where the VM's QEMU has its sockets.
+func (v *vm) runDir() qemu.RunDir {
+	return qemu.RunDir(filepath.Join(v.agent.RunDir, "vms", string(v.id)))
+}

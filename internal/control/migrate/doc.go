@@ -1,0 +1,114 @@
+// Package migrate moves a running VM from one host to another. It drives the two state machines of policy/handover with real
+// QEMUs, streams, switch ports and records: Source on the host that gives the VM away, Target on the host that takes it.
+//
+//	source's agent                                   target's agent
+//	──────────────                                   ──────────────
+//	admission, Prepare ────────────────────────────► admission, lock record, QEMU -incoming, port reserved
+//	heir := target (store)
+//	QEMU ══ unix ══ Relay ═════ mTLS stream ════════ Relay ══ unix ══ QEMU        pre-copy, in rounds
+//	hold the port; QEMU stops (pre-switchover)
+//	forward the port, migrate-continue ════════════► last pages, device state
+//	QEMU says completed; journal "released"
+//	Release ───────────────────────────────────────► journal "resuming", cont, open the port
+//	◄──────────────────────────────────── running ── owner := target (store)
+//	owner seen: kill the own QEMU, free everything
+//
+// What may happen in which order is decided in policy/handover and nowhere else; this package asks it at every event and
+// does what it says. A fault before the release leaves the VM running at the source. QEMU sees unix sockets only; the
+// agents own what can be cut.
+//
+// The package knows neither etcd nor the API: Records, Far and Ports are what it needs of them.
+package migrate
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
+)
+
+// Records is what a migration reads and writes in the store. Errors of kind fault.Conflict mean that somebody else was faster
+// and are final; fault.Unavailable may pass.
+type Records interface {
+	// SetHeir names the heir in the VM's run record, if the owner is still this host and no other heir stands.
+	SetHeir(ctx context.Context, vm inventory.VMID, heir inventory.Heir) error
+	// ClearHeir removes the heir of that migration, if this host is owner; none there is no error.
+	ClearHeir(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error
+	// TakeOwner makes this host owner with the heir's generation and clears the heir, if the heir is this host for that
+	// migration; being owner by it already is no error.
+	TakeOwner(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error
+	// Run reads the VM's run record.
+	Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, error)
+	// Status writes the migration's status.
+	Status(ctx context.Context, id inventory.MigrationID, s inventory.MigrationStatus) error
+}
+
+// Far is the target's agent as the source sees it. Calls may be repeated.
+type Far interface {
+	Prepare(ctx context.Context, r PrepareRequest) (reasons []string, err error)
+	Release(ctx context.Context, id inventory.MigrationID) (ReleaseAnswer, error)
+	// Discard returns false when the target runs the VM.
+	Discard(ctx context.Context, id inventory.MigrationID) (bool, error)
+	// Stream opens the connection that carries the memory.
+	Stream(ctx context.Context, id inventory.MigrationID) (net.Conn, error)
+}
+
+// Ports is the switch as both ends see it; *vnet.Client is one.
+type Ports interface {
+	Hold(ctx context.Context, port string) error
+	Unhold(ctx context.Context, port string) error
+	Forward(ctx context.Context, port string, target inventory.HostID, id inventory.MigrationID) error
+	Abort(ctx context.Context, port string, id inventory.MigrationID) error
+	Commit(ctx context.Context, port string, id inventory.MigrationID) error
+	Open(ctx context.Context, port string, id inventory.MigrationID) error
+	Discard(ctx context.Context, port string, id inventory.MigrationID) error
+}
+
+// Journal is the VM's append-only memory of what cannot be taken back.
+type Journal interface {
+	Append(e handover.Entry) error
+}
+
+// PrepareRequest asks the target to get ready.
+type PrepareRequest struct {
+	Migration   inventory.MigrationID
+	VM          inventory.VM
+	Source      inventory.HostID
+	SourceEpoch uint64
+	DryRun      bool // admission only
+}
+
+// ReleaseAnswer is the target's final word on a release.
+type ReleaseAnswer struct {
+	Running bool // false: returned, it never ran there
+	Lost    bool // the target's host was rebooted: it may have run there and is gone
+	Reason  string
+	Resumed time.Time // QEMU's RESUME event, by the target's clock; zero when not known
+}
+
+// Outcome is how an end of a migration came out for its host.
+type Outcome int
+
+// The outcomes.
+const (
+	Interrupted Outcome = iota // the agent stops: the journal keeps the state, the next agent goes on
+	Here                       // the VM runs on this host
+	Away                       // the VM is the other host's, nothing of it is left here
+	Nowhere                    // this host's copy was given up; a cold start may follow elsewhere
+)
+
+// Capabilities are what both QEMUs are told before the stream opens; both ends must agree (QEMU documentation,
+// "Migration", "Capabilities").
+//
+// late-block-activate keeps the target from locking the images before cont: nobody locks them between the source's stop
+// and the target's cont.
+func Capabilities() map[string]bool {
+	return map[string]bool{
+		"events": true, "return-path": true, "pause-before-switchover": true, "late-block-activate": true, "validate-uuid": true,
+	}
+}
+
+// Needed names the capabilities whose absence is a reason against a migration.
+func Needed() []string { return []string{"return-path", "pause-before-switchover", "late-block-activate", "validate-uuid"} }

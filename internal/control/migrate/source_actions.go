@@ -1,0 +1,307 @@
+package migrate
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/qmp"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
+)
+
+// undoTime bounds an action that must be finished although its caller has been told to stop.
+const undoTime = 10 * time.Second
+
+// cancelEvery is the pause between two looks at whether QEMU has given up its migration.
+const cancelEvery = 100 * time.Millisecond
+
+// do carries one action out. An action that failed in a way the machine must know returns that as an event.
+func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.SourceAction) handover.SourceEvent {
+	// What a machine has decided is finished even when the agent is told to stop in the middle of it.
+	undo, done := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer done()
+	switch a.Kind {
+	case handover.ContinueSwitchover:
+		return s.continueSwitchover(undo)
+	case handover.CancelCopy:
+		return s.cancelCopy(ctx, tasks)
+	case handover.SourceJournal:
+		if err := s.Journal.Append(a.Entry); err != nil {
+			return handover.SourceEvent{Kind: handover.SourceJournalFailed, Why: err.Error()}
+		}
+	case handover.SendRelease:
+		s.send(ctx, tasks, s.sendRelease)
+	case handover.SendDiscard:
+		s.send(ctx, tasks, s.sendDiscard)
+	case handover.ResumeHere:
+		return s.resumeHere(undo, tasks, ctx)
+	case handover.KillSource:
+		s.commitPorts(undo)
+		s.kill(undo)
+	case handover.FreeSource:
+		if err := s.Free(undo); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelError, "clean-up at the source is incomplete", slog.Any("err", err))
+		}
+	case handover.ClearHeir:
+		tasks.Go(func() { s.clearHeir(ctx) })
+	case handover.RecordDiscarded:
+		s.report(undo, func(st *inventory.MigrationStatus) { st.Reason = "source discarded: " + a.Why })
+	case handover.SourceReport:
+		s.reportEnd(undo, a)
+	case handover.SourceViolation:
+		s.Log.LogAttrs(ctx, slog.LevelError, "hand-over rule violated, killing the own qemu", slog.String("why", a.Why))
+		s.kill(undo)
+	case handover.RefuseCancel: // step answers it
+	}
+	return handover.SourceEvent{}
+}
+
+// kill ends the own QEMU. One that the kernel cannot end stays; it can never run the VM again, but holds its memory.
+func (s *Source) kill(ctx context.Context) {
+	if s.Process == nil {
+		return
+	}
+	if err := s.Process.Kill(ctx); err != nil {
+		s.Log.LogAttrs(ctx, slog.LevelError, "old qemu does not end", slog.Any("err", err))
+	}
+}
+
+// continueSwitchover sends what comes for the guest after it, and lets QEMU go on.
+func (s *Source) continueSwitchover(ctx context.Context) handover.SourceEvent {
+	for _, port := range s.Ports {
+		if err := s.Switch.Forward(ctx, port, s.Migration.Spec.Target, s.Migration.ID); err != nil {
+			return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
+		}
+	}
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if err := s.Process.QMP().MigrateContinue(within); err != nil {
+		// It may have gone on all the same: QEMU's own word decides (aborting).
+		return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
+	}
+	return handover.SourceEvent{}
+}
+
+// cancelCopy cuts the stream and has QEMU give up; a QEMU that was never told to migrate has given up already.
+func (s *Source) cancelCopy(ctx context.Context, tasks *sync.WaitGroup) handover.SourceEvent {
+	s.shared.Lock()
+	told, cut := s.told, s.cut
+	s.shared.Unlock()
+	cut()
+	if !told {
+		return handover.SourceEvent{Kind: handover.SourceFailed, Why: s.machine.Why}
+	}
+	tasks.Go(func() {
+		for ctx.Err() == nil {
+			if e := s.cancelOnce(ctx); e.Kind != "" {
+				s.post(ctx, e)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-s.Process.Done():
+				return
+			case <-time.After(cancelEvery):
+			}
+		}
+	})
+	return handover.SourceEvent{}
+}
+
+// cancelOnce asks QEMU to cancel and how that ended; a zero event means not yet.
+func (s *Source) cancelOnce(ctx context.Context) handover.SourceEvent {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	conn := s.Process.QMP()
+	_ = conn.MigrateCancel(within) // what it reports next counts, whether it liked the request or not
+	m, err := conn.Migration(within)
+	if err != nil {
+		return handover.SourceEvent{}
+	}
+	switch m.Status { //nolint:exhaustive // every other status is on its way to one of these
+	case qmp.MigrationCompleted:
+		return handover.SourceEvent{Kind: handover.SourceCompleted, Authority: s.Authority()}
+	case qmp.MigrationFailed, qmp.MigrationCancelled, qmp.MigrationNone, "":
+		return handover.SourceEvent{Kind: handover.SourceFailed, Why: "qemu reports " + string(m.Status)}
+	}
+	return handover.SourceEvent{}
+}
+
+// send does one call to the target at a time; the machine asks again on its tick.
+func (s *Source) send(ctx context.Context, tasks *sync.WaitGroup, call func(context.Context) handover.SourceEvent) {
+	s.shared.Lock()
+	busy := s.sending
+	s.sending = true
+	s.shared.Unlock()
+	if busy {
+		return
+	}
+	tasks.Go(func() {
+		within, done := context.WithTimeout(ctx, callTimeout)
+		defer done()
+		e := call(within)
+		s.shared.Lock()
+		s.sending = false
+		s.shared.Unlock()
+		if e.Kind != "" {
+			s.post(ctx, e)
+		}
+	})
+}
+
+func (s *Source) sendRelease(ctx context.Context) handover.SourceEvent {
+	answer, err := s.Far.Release(ctx, s.Migration.ID)
+	if err != nil {
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "release not answered", slog.Any("err", err))
+		return handover.SourceEvent{}
+	}
+	e := handover.SourceEvent{Kind: handover.SourceAnswered, Answer: handover.AnswerReturned, Why: answer.Reason, Authority: s.Authority()}
+	switch {
+	case answer.Running:
+		e.Answer = handover.AnswerRunning
+		s.noteRunning(answer)
+		s.commitPorts(ctx)
+	case answer.Lost:
+		e.Answer = handover.AnswerLost
+	}
+	return e
+}
+
+// noteRunning keeps the length of the pause: from QEMU's STOP here to its RESUME there. The clocks of two hosts may differ
+// by more than that, and then the answer's arrival is the honest upper bound.
+func (s *Source) noteRunning(answer ReleaseAnswer) {
+	now := time.Now()
+	s.shared.Lock()
+	stopped := s.stopped
+	s.shared.Unlock()
+	if stopped.IsZero() {
+		return
+	}
+	pause := now.Sub(stopped)
+	if by := answer.Resumed.Sub(stopped); !answer.Resumed.IsZero() && by > 0 && by < pause {
+		pause = by
+	}
+	s.set(func(st *inventory.MigrationStatus) { st.Phase, st.Result.StopToResume = inventory.OnTarget, pause })
+}
+
+func (s *Source) sendDiscard(ctx context.Context) handover.SourceEvent {
+	discarded, err := s.Far.Discard(ctx, s.Migration.ID)
+	if err != nil {
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "discard not answered", slog.Any("err", err))
+		return handover.SourceEvent{}
+	}
+	answer := handover.AnswerRunning
+	if discarded {
+		answer = handover.AnswerDiscarded
+	}
+	return handover.SourceEvent{Kind: handover.SourceAnswered, Answer: answer, Authority: s.Authority()}
+}
+
+// resumeHere lets the own vCPUs run again; with a short authority it does not even try.
+func (s *Source) resumeHere(ctx context.Context, tasks *sync.WaitGroup, loop context.Context) handover.SourceEvent {
+	if s.Authority() < handover.AuthorityMargin {
+		return handover.SourceEvent{Kind: handover.SourceResumeFailed, Why: "authority is short"}
+	}
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if err := s.Process.QMP().Cont(within); err != nil {
+		if fault.Is(err, fault.Canceled) || fault.Is(err, fault.Unavailable) {
+			tasks.Go(func() { s.findOutResumed(loop) })
+			return handover.SourceEvent{}
+		}
+		return handover.SourceEvent{Kind: handover.SourceResumeFailed, Why: err.Error()}
+	}
+	return handover.SourceEvent{Kind: handover.SourceResumed}
+}
+
+// findOutResumed asks until QEMU says whether an unanswered cont took effect.
+func (s *Source) findOutResumed(ctx context.Context) {
+	for ctx.Err() == nil {
+		within, done := context.WithTimeout(ctx, callTimeout)
+		status, err := s.Process.QMP().Status(within)
+		done()
+		switch {
+		case err == nil && status.Running:
+			s.post(ctx, handover.SourceEvent{Kind: handover.SourceResumed})
+			return
+		case err == nil:
+			s.post(ctx, handover.SourceEvent{Kind: handover.SourceResumeFailed, Why: "qemu stays " + string(status.State)})
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-s.Process.Done():
+			return
+		case <-time.After(cancelEvery):
+		}
+	}
+}
+
+func (s *Source) clearHeir(ctx context.Context) {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	err := s.Records.ClearHeir(within, s.VM.ID, s.Migration.ID)
+	if err == nil || fault.Is(err, fault.NotFound) {
+		s.post(ctx, handover.SourceEvent{Kind: handover.SourceHeirCleared})
+		return
+	}
+	s.Log.LogAttrs(ctx, slog.LevelWarn, "heir not cleared yet", slog.Any("err", err))
+}
+
+// watchWaits looks at what no event tells: a stream that stands still, and the owner in the store after the release.
+func (s *Source) watchWaits(ctx context.Context, tasks *sync.WaitGroup) {
+	switch s.machine.State { //nolint:exhaustive // the others wait for nothing that is looked at here
+	case handover.SourceSwitching:
+		if quiet := s.relay.Quiet(); quiet > stallMax {
+			s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: "the stream has stood still for " + quiet.Round(time.Second).String()})
+		}
+	case handover.SourceCopying:
+		if quiet := s.relay.Quiet(); s.relay.Sent() > 0 && quiet > precopyStall {
+			s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: "the stream has stood still for " + quiet.Round(time.Second).String()})
+		}
+	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing:
+		tasks.Go(func() { s.readOwner(ctx) })
+	}
+}
+
+// readOwner tells the machine when somebody else has become owner.
+func (s *Source) readOwner(ctx context.Context) {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	run, err := s.Records.Run(within, s.VM.ID)
+	switch {
+	case err != nil || run.Owner == s.Migration.Spec.Source:
+	case run.Owner == s.Migration.Spec.Target:
+		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerTarget})
+	default:
+		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerOther, Why: "the store names " + string(run.Owner) + " owner"})
+	}
+}
+
+// report changes the status and writes it to the store. A store that is away keeps nothing from going on: the status is
+// written again with the next phase, and the last one until it succeeds (see agent).
+func (s *Source) report(ctx context.Context, change func(*inventory.MigrationStatus)) {
+	status := s.set(change)
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if err := s.Records.Status(within, s.Migration.ID, status); err != nil {
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "migration status not written", slog.String("phase", status.Phase.String()), slog.Any("err", err))
+	}
+}
+
+// reportEnd writes what the machine reports, with the figures when it is over.
+func (s *Source) reportEnd(ctx context.Context, a handover.SourceAction) {
+	s.report(ctx, func(st *inventory.MigrationStatus) {
+		st.Phase, st.Reason = a.Phase, a.Why
+		st.Released = st.Released || a.Phase == inventory.Released || a.Phase == inventory.Undecided
+		if a.Phase.Final() {
+			st.Ended = time.Now()
+			st.Result.Total = time.Since(s.Migration.Spec.Requested)
+			st.Result.Sent = max(st.Result.Sent, st.Progress.Sent, inventory.Bytes(s.relay.Sent()))
+			st.Result.Rounds = max(st.Result.Rounds, st.Progress.Round)
+		}
+	})
+}

@@ -1,0 +1,118 @@
+package migrate
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/converge"
+)
+
+// followEvery is how often QEMU is asked how far it is. The question costs it some 50 µs; the switch ports must be held
+// within the last tens of milliseconds before the guest stops.
+const followEvery = 20 * time.Millisecond
+
+// drainMax bounds the wait for QEMU to read what the switch wrote before a hold.
+const drainMax = 20 * time.Millisecond
+
+// follow polls the copy, publishes its progress, and holds the switch ports shortly before the guest stops: QEMU loses frames
+// that it reads once its vCPUs stand (net/net.c, qemu_can_send_packet), so from a little earlier on none may reach it.
+func (s *Source) follow(ctx context.Context) {
+	track := converge.New(converge.Config{Downtime: converge.DowntimeLimit(s.Migration.Spec.DowntimeMax)})
+	began := time.Now()
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		within, done := context.WithTimeout(ctx, callTimeout)
+		m, err := s.Process.QMP().Migration(within)
+		done()
+		if err == nil && m.RAM.Total > 0 {
+			var advice converge.Advice
+			track, advice = track.Step(converge.Sample{
+				At: time.Since(began), Total: m.RAM.Total, Remaining: m.RAM.Remaining, Transferred: m.RAM.Transferred,
+				DirtyPages: int64(m.RAM.DirtyRate) / max(int64(m.RAM.PageSize), 1), Mbps: float64(m.RAM.SendRate) * 8 / 1e6,
+				Passes: m.RAM.Rounds, Predicted: m.ExpectedDowntime, Throttle: m.Throttle,
+			})
+			s.set(func(st *inventory.MigrationStatus) {
+				st.Progress = advice.Progress
+				if m.Downtime > 0 {
+					st.Result.Downtime = m.Downtime
+				}
+			})
+			switch advice.Port {
+			case converge.Hold:
+				s.holdPorts(ctx, false)
+			case converge.Unhold:
+				s.unholdPorts(ctx)
+			case converge.Leave:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// holdPorts keeps frames from the guest. Stopped says that the vCPUs stand: nothing opens the ports then but the end of the
+// migration.
+func (s *Source) holdPorts(ctx context.Context, stopped bool) {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	s.vcpusOff = s.vcpusOff || stopped
+	if s.held {
+		return
+	}
+	s.held = true
+	for _, port := range s.Ports {
+		within, done := context.WithTimeout(ctx, drainMax)
+		err := s.Switch.Hold(within, port)
+		done()
+		if err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelDebug, "port held with frames unread", slog.String("port", port), slog.Any("err", err))
+		}
+	}
+	if stopped {
+		s.Log.LogAttrs(ctx, slog.LevelInfo, "ports were held after the guest stopped")
+	}
+}
+
+// unholdPorts lets frames through again because the guest did not stop after all.
+func (s *Source) unholdPorts(ctx context.Context) {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	if !s.held || s.vcpusOff {
+		return
+	}
+	s.held = false
+	for _, port := range s.Ports {
+		if err := s.Switch.Unhold(ctx, port); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "port stays held", slog.String("port", port), slog.Any("err", err))
+		}
+	}
+}
+
+// reopenPorts gives the guest, which runs here again, everything that came for it meanwhile.
+func (s *Source) reopenPorts(ctx context.Context) {
+	undo, done := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer done()
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	s.held, s.vcpusOff = false, false
+	for _, port := range s.Ports {
+		if err := s.Switch.Abort(undo, port, s.Migration.ID); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelError, "switch port not reopened", slog.String("port", port), slog.Any("err", err))
+		}
+	}
+}
+
+// commitPorts lets go of the frames kept for the own guest: it runs at the target.
+func (s *Source) commitPorts(ctx context.Context) {
+	for _, port := range s.Ports {
+		if err := s.Switch.Commit(ctx, port, s.Migration.ID); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "switch port not committed", slog.String("port", port), slog.Any("err", err))
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package store
+
+import (
+	"strings"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// The roots of the keys; package store's comment lists them all.
+const (
+	rootKey       = "/godwit/"
+	keyCluster    = rootKey + "cluster"
+	rootVM        = rootKey + "vm/"
+	rootVMName    = rootKey + "vm-name/"
+	rootHost      = rootKey + "host/"
+	rootNetwork   = rootKey + "network/"
+	rootMigration = rootKey + "migration/"
+	rootToken     = rootKey + "token/"
+)
+
+// The parts of objects.
+const (
+	partSpec      = "spec"
+	partRun       = "run"
+	partStatus    = "status"
+	partEpoch     = "epoch"
+	partMigration = "migration"
+)
+
+func keyVM(id inventory.VMID, part string) string     { return rootVM + string(id) + "/" + part }
+func keyVMName(name string) string                    { return rootVMName + name }
+func keyHost(id inventory.HostID, part string) string { return rootHost + string(id) + "/" + part }
+func keyNetwork(id inventory.NetworkID) string        { return rootNetwork + string(id) + "/" + partSpec }
+func keyToken(id string) string                       { return rootToken + id }
+
+func keyMigration(id inventory.MigrationID, part string) string {
+	return rootMigration + string(id) + "/" + part
+}
+
+// split takes "ID/part" out of a key below root; part is empty for a key without one.
+func split(root, key string) (id, part string) {
+	id, part, _ = strings.Cut(strings.TrimPrefix(key, root), "/")
+	return id, part
+}
+
+// checkID refuses what would make another key than the one that is meant.
+func checkID[T ~string](what string, id T) error {
+	if id == "" || strings.ContainsAny(string(id), "/\x00") {
+		return fault.New(fault.Invalid, "%s id %q is not usable: it is empty or has a slash", what, string(id))
+	}
+	return nil
+}

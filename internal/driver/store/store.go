@@ -1,0 +1,188 @@
+// Package store is Godwit's typed inventory on etcd, and the only package that knows etcd.
+//
+// Serve runs an embedded member, Open connects to one. A Store reads; everything that acts goes through a Writer, which
+// puts the writing host's epoch into every transaction, so that an agent that was started again, or declared dead, can
+// no longer change anything (docs/architecture.md, "State").
+//
+// # Keys
+//
+// One key per object and writer, every value an Envelope (kind, schema number, binary protobuf record):
+//
+//	/godwit/cluster                     name of the cluster, written once at init
+//	/godwit/host/H/epoch                starts of the host's agent; exists from the moment the host is a member
+//	/godwit/host/H/spec|status          the host's own agent
+//	/godwit/vm/ID/spec                  the user
+//	/godwit/vm/ID/run                   owner or heir, each write compares the revision that was read
+//	/godwit/vm/ID/status                the owning agent
+//	/godwit/vm/ID/migration             id of the one migration of the VM that is not over
+//	/godwit/vm-name/NAME                id of the VM of that name
+//	/godwit/network/ID/spec             the user
+//	/godwit/migration/ID/spec           who asked
+//	/godwit/migration/ID/status         the source's agent, later the target's
+//	/godwit/token/ID                    the host that made it; used once
+//
+// # Versions
+//
+// A record of a newer schema is refused with fault.Incompatible. A field that this version does not know survives its
+// writes: a write changes, in the record as it was read, only what its caller changed (merge.go).
+//
+// # Errors and time
+//
+// Every call takes a context, and is given up after CallTimeout as fault.Unavailable when the store does not answer. The
+// outcome of a write that was given up is unknown; all writes here may be repeated: one that was in fact done before is
+// reported as done, or as the conflict that it now is. All methods may be called by many goroutines.
+package store
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+)
+
+// The bounds of a connection.
+const (
+	// CallTimeout is how long one call waits for the store before it gives up as fault.Unavailable.
+	CallTimeout = 5 * time.Second
+
+	// A peer whose kernel is gone is noticed after keepaliveIdle + keepaliveCount*keepaliveInterval = 4 s, one whose
+	// process hangs after pingEvery + pingTimeout (gRPC allows no shorter ping than 10 s).
+	keepaliveIdle     = 2 * time.Second
+	keepaliveInterval = time.Second
+	keepaliveCount    = 2
+	pingEvery         = 10 * time.Second
+	pingTimeout       = 3 * time.Second
+
+	dialTimeout       = 2 * time.Second
+	reconnectDelayMin = 100 * time.Millisecond
+	reconnectDelayMax = time.Second // gRPC's own default grows to two minutes
+)
+
+// Config says where the store is.
+type Config struct {
+	// Endpoints are URLs like https://10.0.0.1:2379; any one will do.
+	Endpoints []string
+	// TLS is the client side of mTLS; nil connects in the clear, for endpoints of scheme http.
+	TLS *tls.Config
+}
+
+// Store reads the inventory. Make one with Open.
+type Store struct {
+	client         *clientv3.Client
+	where          string // endpoints, for messages
+	migrationsKept int
+}
+
+// Open connects to the store and proves with one read that it answers. Without an answer in CallTimeout it is
+// fault.Unavailable; a later Open may succeed. The connection mends itself for as long as the Store lives. The caller
+// closes it.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if len(cfg.Endpoints) == 0 {
+		return nil, fault.New(fault.Invalid, "open store: no endpoint given: set store.endpoints, or join a cluster first")
+	}
+	dialer := &net.Dialer{
+		Timeout: dialTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount,
+		},
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            cfg.Endpoints,
+		TLS:                  cfg.TLS,
+		Logger:               zap.NewNop(),
+		DialKeepAliveTime:    pingEvery,
+		DialKeepAliveTimeout: pingTimeout,
+		DialOptions: []grpc.DialOption{
+			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+				return dialer.DialContext(ctx, "tcp", hostPort(address))
+			}),
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           backoff.Config{BaseDelay: reconnectDelayMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectDelayMax},
+				MinConnectTimeout: dialTimeout,
+			}),
+		},
+	})
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+	}
+	s := &Store{client: client, where: strings.Join(cfg.Endpoints, ", "), migrationsKept: MigrationsKept}
+	if _, err := s.get(ctx, keyCluster); err != nil {
+		_ = client.Close() // it never worked; err says why
+		return nil, err
+	}
+	return s, nil
+}
+
+// hostPort strips the scheme that etcd's resolver may leave in front of an address.
+func hostPort(address string) string {
+	if _, rest, ok := strings.Cut(address, "://"); ok {
+		return rest
+	}
+	return address
+}
+
+// Close ends the connection and all watches.
+func (s *Store) Close() error {
+	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fault.New(fault.Internal, "close store: %w", err)
+	}
+	return nil
+}
+
+// get reads one key or, with options, a range.
+func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	call, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	resp, err := s.client.Get(call, key, opts...)
+	if err != nil {
+		return nil, s.explain(ctx, err)
+	}
+	return resp, nil
+}
+
+// txn runs one transaction. A transaction whose answer was lost may have been done.
+func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, otherwise []clientv3.Op) (*clientv3.TxnResponse, error) {
+	call, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	resp, err := s.client.Txn(call).If(cmps...).Then(then...).Else(otherwise...).Commit()
+	if err != nil {
+		return nil, s.explain(ctx, err)
+	}
+	return resp, nil
+}
+
+// explain turns etcd's and gRPC's errors into one line that says what to do. ctx is the caller's: when it ended, the
+// caller wanted that, or had no more time, and nothing is known about the store.
+func (s *Store) explain(ctx context.Context, err error) error {
+	if cause := ctx.Err(); cause != nil {
+		return fault.New(fault.Canceled, "store %s: %w", s.where, cause)
+	}
+	text := err.Error()
+	if st, ok := status.FromError(err); ok {
+		text = st.Message()
+	}
+	switch {
+	case strings.Contains(text, "database space exceeded"):
+		return fault.New(fault.NoResources, "store %s is full: see godwit store dump for what fills it, then compact and defragment it", s.where)
+	case strings.Contains(text, "authentication handshake failed"), strings.Contains(text, "x509:"), strings.Contains(text, "tls:"):
+		return fault.New(fault.Denied, "store %s and this host do not trust each other: check that both belong to the same cluster and that their clocks are right: %s", s.where, text)
+	}
+	switch code := status.Code(err); {
+	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
+		text = "no answer in " + CallTimeout.String()
+	case code == codes.InvalidArgument, code == codes.FailedPrecondition:
+		return fault.New(fault.Internal, "store %s: %w", s.where, err)
+	}
+	return fault.New(fault.Unavailable, "store %s does not answer: check that godwit runs on that host and that the network reaches it: %s", s.where, text)
+}

@@ -1,0 +1,42 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+
+	"github.com/godwit-vm/godwit/internal/wire"
+)
+
+// faults encodes what handlers return. An error that came from another host's API keeps its detail, since handlers read
+// it back into a fault first.
+type faults struct{}
+
+// WrapUnary implements connect.Interceptor.
+func (faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		resp, err := next(ctx, req)
+		return resp, encode(err)
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		return encode(next(ctx, conn))
+	}
+}
+
+func encode(err error) error {
+	var wired *connect.Error
+	if errors.As(err, &wired) {
+		err = wire.FromFault(err)
+	}
+	return wire.Fault(err)
+}

@@ -1,0 +1,103 @@
+// Package rpc is the face that CLI, UI and other hosts speak to: Connect (gRPC, gRPC-Web and JSON over HTTP) from the
+// definition in api/godwit/v1.
+//
+// It translates and routes, and holds no state. A call about a VM is passed on to the host that owns it, once: a host
+// that gets a passed-on call for a VM it does not own answers fault.Conflict, since the VM moved meanwhile. Callers on
+// the unix socket are local administrators (the socket's mode says who), callers over TLS are hosts of the cluster;
+// only JoinService answers a TLS caller without a certificate.
+package rpc
+
+import (
+	"context"
+	"net/http"
+
+	"connectrpc.com/connect"
+
+	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
+	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/wire"
+)
+
+// requestMax bounds one request message. Nothing that Godwit is asked is large.
+const requestMax = 1 << 20
+
+// forwarded marks a call that another host has passed on.
+const forwarded = "Godwit-Forwarded-By"
+
+// OpenPaths begin the paths that a caller without a certificate may use over TLS: whoever serves the handler there lets
+// only hosts of the cluster through to all others.
+func OpenPaths() []string { return []string{"/" + godwitv1connect.JoinServiceName + "/"} }
+
+// Handler returns the API of the agent. Local says that callers come over the unix socket: hand-overs and joins are then
+// left out, as they are between hosts.
+func Handler(a *agent.Agent, local bool) http.Handler {
+	mux := http.NewServeMux()
+	options := []connect.HandlerOption{
+		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax),
+	}
+	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
+	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{a}, options...))
+	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
+	if !local {
+		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
+		mux.Handle(godwitv1connect.NewJoinServiceHandler(&joins{a}, options...))
+	}
+	return mux
+}
+
+// route finds the VM and, when another host owns it, that host's API.
+func route(ctx context.Context, a *agent.Agent, header http.Header, nameOrID string) (inventory.VM, godwitv1connect.VMServiceClient, error) {
+	vm, err := a.VM(ctx, nameOrID)
+	if err != nil {
+		return inventory.VM{}, nil, err
+	}
+	if vm.Run.Owner == a.Host() {
+		return vm, nil, nil
+	}
+	base, client, err := away(ctx, a, header, vm.Run.Owner)
+	if err != nil {
+		return inventory.VM{}, nil, fault.Wrap("vm", vm.Spec.Name, err)
+	}
+	return vm, godwitv1connect.NewVMServiceClient(client, base, markForwarded(a)), nil
+}
+
+// away returns how to reach another host's API, unless the call was passed on already.
+func away(ctx context.Context, a *agent.Agent, header http.Header, host inventory.HostID) (base string, client *http.Client, err error) {
+	if by := header.Get(forwarded); by != "" {
+		return "", nil, fault.New(fault.Conflict, "it moved to %s meanwhile: try again", host)
+	}
+	client, base, err = a.Reach(ctx, host)
+	return base, client, err
+}
+
+// markForwarded marks calls of a client as passed on, and reads their faults back.
+func markForwarded(a *agent.Agent) connect.ClientOption {
+	return connect.WithInterceptors(mark{by: string(a.Host())})
+}
+
+type mark struct{ by string }
+
+// WrapUnary implements connect.Interceptor.
+func (m mark) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		req.Header().Set(forwarded, m.by)
+		resp, err := next(ctx, req)
+		return resp, wire.FromFault(err)
+	}
+}
+
+// WrapStreamingClient implements connect.Interceptor.
+func (m mark) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
+		conn := next(ctx, spec)
+		conn.RequestHeader().Set(forwarded, m.by)
+		return conn
+	}
+}
+
+// WrapStreamingHandler implements connect.Interceptor.
+func (m mark) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}

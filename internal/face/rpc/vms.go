@@ -1,0 +1,173 @@
+package rpc
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
+	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/wire"
+)
+
+// vms implements VMService.
+type vms struct{ agent *agent.Agent }
+
+// CreateVM makes the VM on the host that was named, or on the one that is asked.
+func (s *vms) CreateVM(ctx context.Context, req *connect.Request[godwitv1.CreateVMRequest]) (*connect.Response[godwitv1.CreateVMResponse], error) {
+	m := req.Msg
+	if host := inventory.HostID(m.GetHost()); host != "" && host != s.agent.Host() {
+		base, client, err := away(ctx, s.agent, req.Header(), host)
+		if err != nil {
+			return nil, err
+		}
+		return godwitv1connect.NewVMServiceClient(client, base, markForwarded(s.agent)).CreateVM(ctx, connect.NewRequest(m))
+	}
+	want := agent.CreateVM{
+		Name: m.GetName(), CPUs: int(m.GetCpus()), Memory: inventory.Bytes(m.GetMemory()), CPUModel: m.GetCpuModel(),
+		Boot: wire.FromBoot(m.GetBoot()),
+	}
+	for _, d := range m.GetDisks() {
+		want.Disks = append(want.Disks, agent.CreateDisk{
+			Datastore: d.GetDatastore(), Path: d.GetPath(), Size: inventory.Bytes(d.GetSize()), Format: inventory.DiskFormat(d.GetFormat()),
+		})
+	}
+	for _, n := range m.GetNics() {
+		want.NICs = append(want.NICs, inventory.NIC{Network: inventory.NetworkID(n.GetNetwork()), MAC: n.GetMac()})
+	}
+	vm, err := s.agent.Create(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&godwitv1.CreateVMResponse{Vm: wire.VM(vm)}), nil
+}
+
+// ListVMs answers from the store.
+func (s *vms) ListVMs(ctx context.Context, _ *connect.Request[godwitv1.ListVMsRequest]) (*connect.Response[godwitv1.ListVMsResponse], error) {
+	all, err := s.agent.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &godwitv1.ListVMsResponse{}
+	for _, vm := range all {
+		resp.Vms = append(resp.Vms, wire.VM(vm))
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// GetVM answers with live figures from the owner; when that does not answer, with what the store remembers.
+func (s *vms) GetVM(ctx context.Context, req *connect.Request[godwitv1.GetVMRequest]) (*connect.Response[godwitv1.GetVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		resp, err := remote.GetVM(ctx, connect.NewRequest(req.Msg))
+		if err == nil {
+			return resp, nil
+		}
+		vm.Status.State = inventory.Unknown
+		vm.Status.Detail = err.Error()
+	}
+	return connect.NewResponse(&godwitv1.GetVMResponse{Vm: wire.VM(vm)}), nil
+}
+
+// StartVM starts a stopped VM.
+func (s *vms) StartVM(ctx context.Context, req *connect.Request[godwitv1.StartVMRequest]) (*connect.Response[godwitv1.StartVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.StartVM(ctx, connect.NewRequest(req.Msg))
+	}
+	vm, err = s.agent.Start(ctx, vm.ID)
+	return connect.NewResponse(&godwitv1.StartVMResponse{Vm: wire.VM(vm)}), err
+}
+
+// StopVM shuts a VM down.
+func (s *vms) StopVM(ctx context.Context, req *connect.Request[godwitv1.StopVMRequest]) (*connect.Response[godwitv1.StopVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.StopVM(ctx, connect.NewRequest(req.Msg))
+	}
+	vm, err = s.agent.Stop(ctx, vm.ID, req.Msg.GetForce(), req.Msg.GetGrace().AsDuration())
+	return connect.NewResponse(&godwitv1.StopVMResponse{Vm: wire.VM(vm)}), err
+}
+
+// ResetVM resets a running VM.
+func (s *vms) ResetVM(ctx context.Context, req *connect.Request[godwitv1.ResetVMRequest]) (*connect.Response[godwitv1.ResetVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.ResetVM(ctx, connect.NewRequest(req.Msg))
+	}
+	vm, err = s.agent.Reset(ctx, vm.ID)
+	return connect.NewResponse(&godwitv1.ResetVMResponse{Vm: wire.VM(vm)}), err
+}
+
+// PauseVM stops a VM's vCPUs.
+func (s *vms) PauseVM(ctx context.Context, req *connect.Request[godwitv1.PauseVMRequest]) (*connect.Response[godwitv1.PauseVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.PauseVM(ctx, connect.NewRequest(req.Msg))
+	}
+	vm, err = s.agent.Pause(ctx, vm.ID)
+	return connect.NewResponse(&godwitv1.PauseVMResponse{Vm: wire.VM(vm)}), err
+}
+
+// ResumeVM lets a paused VM run on.
+func (s *vms) ResumeVM(ctx context.Context, req *connect.Request[godwitv1.ResumeVMRequest]) (*connect.Response[godwitv1.ResumeVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.ResumeVM(ctx, connect.NewRequest(req.Msg))
+	}
+	vm, err = s.agent.Resume(ctx, vm.ID)
+	return connect.NewResponse(&godwitv1.ResumeVMResponse{Vm: wire.VM(vm)}), err
+}
+
+// DestroyVM removes a stopped VM.
+func (s *vms) DestroyVM(ctx context.Context, req *connect.Request[godwitv1.DestroyVMRequest]) (*connect.Response[godwitv1.DestroyVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.DestroyVM(ctx, connect.NewRequest(req.Msg))
+	}
+	err = s.agent.Destroy(ctx, vm.ID, req.Msg.GetDeleteDisks())
+	return connect.NewResponse(&godwitv1.DestroyVMResponse{}), err
+}
+
+// MigrateVM records a migration at the VM's host, which then drives it.
+func (s *vms) MigrateVM(ctx context.Context, req *connect.Request[godwitv1.MigrateVMRequest]) (*connect.Response[godwitv1.MigrateVMResponse], error) {
+	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return remote.MigrateVM(ctx, connect.NewRequest(req.Msg))
+	}
+	m, err := s.agent.Migrate(ctx, agent.MigrateVM{
+		VM: vm.ID, Target: inventory.HostID(req.Msg.GetTarget()), DryRun: req.Msg.GetDryRun(),
+		Bandwidth: inventory.BytesPerSecond(req.Msg.GetBandwidth()), DowntimeMax: req.Msg.GetDowntimeMax().AsDuration(),
+	})
+	resp := &godwitv1.MigrateVMResponse{}
+	if m.ID != "" {
+		resp.Migration = wire.Migration(m)
+	}
+	return connect.NewResponse(resp), err
+}

@@ -1,0 +1,128 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/procfs"
+)
+
+// guardVariable makes the binary that links this package a guard of the folder it names, instead of what it is.
+const guardVariable = "GODWIT_LAB_GUARD"
+
+// init turns a re-executed test or demo binary into the guard before its main begins.
+func init() {
+	if dir := os.Getenv(guardVariable); dir != "" {
+		_, _ = io.Copy(io.Discard, os.Stdin) // returns when the one who is guarded has ended
+		if err := sweep(dir); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, "lab guard:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+}
+
+// guard is a process that sweeps a folder when the end of a pipe that only we hold is closed, by whatever death.
+type guard struct {
+	cmd  *exec.Cmd
+	pipe io.WriteCloser
+}
+
+func startGuard(dir string) (*guard, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self) //nolint:noctx // it outlives us, that is its purpose
+	cmd.Env = append(os.Environ(), guardVariable+"="+dir)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no signal for us reaches it
+	pipe, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	return &guard{cmd, pipe}, cmd.Start()
+}
+
+// dismiss ends the guard; it finds nothing left to sweep.
+func (g *guard) dismiss() {
+	_ = g.pipe.Close()
+	_ = g.cmd.Wait() // it has said on stderr what it had to say
+}
+
+// sweepMax bounds how long killed processes may take to disappear.
+const sweepMax = 20 * time.Second
+
+// sweep kills every process that names the folder on its command line, but this one, until none is left, and removes the
+// folder and the VMs' cgroups.
+func sweep(dir string) error {
+	end := time.Now().Add(sweepMax)
+	cgroups := map[string]bool{}
+	for {
+		left := named(dir)
+		for _, pid := range left {
+			if group := ownCgroup(pid); group != "" {
+				cgroups[group] = true
+			}
+			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is what is wanted
+		}
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("processes %v do not end", left)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for group := range cgroups {
+		_ = os.Remove(group) // its folder of the host, too, when that is empty; the cleaner of a later VM takes the rest
+		_ = os.Remove(filepath.Dir(group))
+	}
+	return errors.Join(os.RemoveAll(dir))
+}
+
+// named lists the processes with the folder on their command line; zombies have none.
+func named(dir string) []int {
+	procs, err := procfs.AllProcs()
+	if err != nil {
+		return nil
+	}
+	var found []int
+	for _, p := range procs {
+		args, err := p.CmdLine()
+		if err == nil && p.PID != os.Getpid() && strings.Contains(strings.Join(args, " ")+" ", dir+"/") {
+			found = append(found, p.PID)
+		}
+	}
+	return found
+}
+
+// ownCgroup returns the folder of a VM's cgroup, "" for a process outside of ours.
+func ownCgroup(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(text)) {
+		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok || !strings.Contains(path, "/godwit/") {
+			continue
+		}
+		for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
+			if _, err := os.Stat(filepath.Join(mount, path, "cgroup.procs")); err == nil {
+				return filepath.Join(mount, path)
+			}
+		}
+	}
+	return ""
+}
+
+// Processes lists the processes that still have the cluster's folder on their command line.
+func (c *Cluster) Processes() []int { return named(c.Dir) }
