@@ -16,7 +16,7 @@ const initPackage = "github.com/godwit-vm/godwit/guest/init"
 
 // Initramfs writes the guest's initramfs to w: /init, the modules of the kernel whose modules folder is given as /modules/NN-name.ko in the
 // order of loading, and two device nodes. It runs the Go tool, which needs this module's sources around the working directory or in sourceDir.
-// The archive is not compressed: unpacking 3 MiB would cost an emulated guest more time than QEMU needs to copy 6.
+// The archive is not compressed: with 3.7 MiB, neither gzip nor zstd changed the time to boot (6 runs each under TCG, 2.1 to 2.5 s).
 func Initramfs(ctx context.Context, w io.Writer, sourceDir, modulesDir string) error {
 	modules, err := Modules(modulesDir, Wanted)
 	if err != nil {

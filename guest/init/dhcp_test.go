@@ -5,9 +5,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,16 +17,17 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/server4"
+	"golang.org/x/sys/unix"
 )
 
 // inNamespace marks the process that runs in its own network namespace.
 const inNamespace = "GODWIT_TEST_NAMESPACE"
 
-// The client has to do with a real kernel, sockets bound to a NIC without address and ioctls, so it gets a namespace of its own with a pair of
-// NICs, and the DHCP server of the library at the other end.
+// The client has to do with a real kernel, sockets bound to a NIC without address and ioctls, so it gets a namespace of its own, and the
+// library's DHCP server another, with a pair of NICs between them.
 func TestLeaseIsTakenAppliedAndRenewed(t *testing.T) {
 	if os.Getenv(inNamespace) == "" {
-		again := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
+		again := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
 		again.Env = append(os.Environ(), inNamespace+"=1")
 		again.SysProcAttr = &syscall.SysProcAttr{
 			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
@@ -41,12 +44,7 @@ func TestLeaseIsTakenAppliedAndRenewed(t *testing.T) {
 		t.Logf("%s", said)
 		return
 	}
-	for _, line := range []string{
-		"ip link add server type veth peer name " + nic, "ip link set server up", "ip addr add 10.9.0.1/24 dev server",
-		"sysctl -q net.ipv4.conf.all.accept_local=1", // both ends are in one namespace
-	} {
-		command(t, line)
-	}
+	command(t, "ip link add server type veth peer name "+nic)
 	if err := linkUp(nic); err != nil {
 		t.Fatal(err)
 	}
@@ -91,10 +89,10 @@ func TestLeaseIsTakenAppliedAndRenewed(t *testing.T) {
 	}
 }
 
-// serve gives 10.9.0.5 for two seconds to everybody. The first message is answered by a stranger's offer first, which must be ignored.
+// serve gives 10.9.0.5 for two seconds to everybody. Each answer comes after rubbish and a stranger's, which must be ignored.
 func serve(t *testing.T, requests chan<- *dhcpv4.DHCPv4) {
 	t.Helper()
-	server, err := server4.NewServer("server", nil, func(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
+	handler := func(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
 		requests <- m
 		kind := dhcpv4.MessageTypeAck
 		if m.MessageType() == dhcpv4.MessageTypeDiscover {
@@ -116,9 +114,37 @@ func serve(t *testing.T, requests chan<- *dhcpv4.DHCPv4) {
 				t.Error(err)
 			}
 		}
-	})
-	if err != nil {
-		t.Fatal(err)
+	}
+	thread, moved := make(chan int), make(chan struct{})
+	opened := make(chan *server4.Server)
+	go func() { // its thread gets a namespace of its own, and what it starts and opens belongs there
+		defer close(opened)
+		defer close(thread)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			return
+		}
+		thread <- unix.Gettid()
+		<-moved
+		for _, args := range [][]string{{"link", "set", "server", "up"}, {"addr", "add", "10.9.0.1/16", "dev", "server"}} {
+			if said, err := exec.CommandContext(t.Context(), "ip", args...).CombinedOutput(); err != nil {
+				t.Errorf("ip %v: %v: %s", args, err, said)
+				return
+			}
+		}
+		server, err := server4.NewServer("server", nil, handler)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		opened <- server
+	}()
+	command(t, fmt.Sprintf("ip link set server netns %d", <-thread))
+	close(moved)
+	server, ok := <-opened
+	if !ok {
+		t.FailNow()
 	}
 	done := make(chan struct{})
 	go func() {

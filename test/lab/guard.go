@@ -85,7 +85,23 @@ func sweep(dir string) error {
 		_ = os.Remove(group) // its folder of the host, too, when that is empty; the cleaner of a later VM takes the rest
 		_ = os.Remove(filepath.Dir(group))
 	}
-	return errors.Join(os.RemoveAll(dir))
+	return errors.Join(unmount(dir), os.RemoveAll(dir))
+}
+
+// unmount takes away the file systems that a test has mounted in the folder.
+func unmount(dir string) error {
+	mounts, err := procfs.GetMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if strings.HasPrefix(m.MountPoint, dir+"/") {
+			if err := syscall.Unmount(m.MountPoint, syscall.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmount %s: %w", m.MountPoint, err)
+			}
+		}
+	}
+	return nil
 }
 
 // named lists the processes with the folder on their command line; zombies have none.

@@ -63,10 +63,11 @@ type Host struct {
 	Run     string
 	Socket  string // of the agent
 
-	cluster *Cluster
-	mu      sync.Mutex
-	cmd     *exec.Cmd
-	ended   chan struct{}
+	cluster    *Cluster
+	datastores []string // instead of the shared one
+	mu         sync.Mutex
+	cmd        *exec.Cmd
+	ended      chan struct{}
 }
 
 // Start makes a cluster and returns when every host answers. On an error nothing is left.
@@ -137,13 +138,14 @@ func (c *Cluster) newHost(i int, subnet string) (*Host, error) {
 	}, nil
 }
 
-// AddHost joins one more host, running.
-func (c *Cluster) AddHost(ctx context.Context) (*Host, error) {
+// AddHost joins one more host, running. With datastores, each as --datastore wants it, it has those and not the shared one.
+func (c *Cluster) AddHost(ctx context.Context, datastores ...string) (*Host, error) {
 	at := c.Hosts[0].Address
 	h, err := c.newHost(len(c.Hosts), at[:strings.LastIndex(at, ".")])
 	if err != nil {
 		return nil, err
 	}
+	h.datastores = datastores
 	if err := h.Join(ctx); err != nil {
 		return nil, err
 	}
@@ -158,10 +160,15 @@ func (h *Host) flags() []string {
 	if cache == "" {
 		cache = filepath.Join(h.cluster.Dir, "cache")
 	}
-	return []string{
-		"--data", h.Data, "--name", h.Name, "--address", h.Address, "--datastore", "shared=" + h.cluster.Datastore,
-		"--qemu", o.QEMU, "--cache", cache,
+	flags := []string{"--data", h.Data, "--name", h.Name, "--address", h.Address, "--qemu", o.QEMU, "--cache", cache}
+	datastores := h.datastores
+	if len(datastores) == 0 {
+		datastores = []string{"shared=" + h.cluster.Datastore}
 	}
+	for _, d := range datastores {
+		flags = append(flags, "--datastore", d)
+	}
+	return flags
 }
 
 // Join makes the host a member, by a token of the first host.

@@ -77,6 +77,58 @@ func (ReleaseResponse_Answer) EnumDescriptor() ([]byte, []int) {
 	return file_godwit_v1_api_proto_rawDescGZIP(), []int{52, 0}
 }
 
+type DiscardResponse_Answer int32
+
+const (
+	DiscardResponse_ANSWER_UNSPECIFIED DiscardResponse_Answer = 0
+	DiscardResponse_ANSWER_DISCARDED   DiscardResponse_Answer = 1
+	DiscardResponse_ANSWER_RUNNING     DiscardResponse_Answer = 2 // it was released before and runs there
+	DiscardResponse_ANSWER_LOST        DiscardResponse_Answer = 3 // the target's host was rebooted: it may have run there and is gone
+)
+
+// Enum value maps for DiscardResponse_Answer.
+var (
+	DiscardResponse_Answer_name = map[int32]string{
+		0: "ANSWER_UNSPECIFIED",
+		1: "ANSWER_DISCARDED",
+		2: "ANSWER_RUNNING",
+		3: "ANSWER_LOST",
+	}
+	DiscardResponse_Answer_value = map[string]int32{
+		"ANSWER_UNSPECIFIED": 0,
+		"ANSWER_DISCARDED":   1,
+		"ANSWER_RUNNING":     2,
+		"ANSWER_LOST":        3,
+	}
+)
+
+func (x DiscardResponse_Answer) Enum() *DiscardResponse_Answer {
+	p := new(DiscardResponse_Answer)
+	*p = x
+	return p
+}
+
+func (x DiscardResponse_Answer) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DiscardResponse_Answer) Descriptor() protoreflect.EnumDescriptor {
+	return file_godwit_v1_api_proto_enumTypes[1].Descriptor()
+}
+
+func (DiscardResponse_Answer) Type() protoreflect.EnumType {
+	return &file_godwit_v1_api_proto_enumTypes[1]
+}
+
+func (x DiscardResponse_Answer) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DiscardResponse_Answer.Descriptor instead.
+func (DiscardResponse_Answer) EnumDescriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54, 0}
+}
+
 // Fault is the detail of every error: its kind and, for a refusal, all reasons.
 type Fault struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2770,7 +2822,7 @@ func (x *DiscardRequest) GetSource() string {
 
 type DiscardResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Discarded     bool                   `protobuf:"varint,1,opt,name=discarded,proto3" json:"discarded,omitempty"` // false: it was released before and runs there
+	Answer        DiscardResponse_Answer `protobuf:"varint,1,opt,name=answer,proto3,enum=godwit.v1.DiscardResponse_Answer" json:"answer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2805,11 +2857,11 @@ func (*DiscardResponse) Descriptor() ([]byte, []int) {
 	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
-func (x *DiscardResponse) GetDiscarded() bool {
+func (x *DiscardResponse) GetAnswer() DiscardResponse_Answer {
 	if x != nil {
-		return x.Discarded
+		return x.Answer
 	}
-	return false
+	return DiscardResponse_ANSWER_UNSPECIFIED
 }
 
 var File_godwit_v1_api_proto protoreflect.FileDescriptor
@@ -2971,9 +3023,14 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x0eDiscardRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12!\n" +
 	"\fsource_epoch\x18\x02 \x01(\x04R\vsourceEpoch\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"/\n" +
-	"\x0fDiscardResponse\x12\x1c\n" +
-	"\tdiscarded\x18\x01 \x01(\bR\tdiscarded2\xc9\x03\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\xa9\x01\n" +
+	"\x0fDiscardResponse\x129\n" +
+	"\x06answer\x18\x01 \x01(\x0e2!.godwit.v1.DiscardResponse.AnswerR\x06answer\"[\n" +
+	"\x06Answer\x12\x16\n" +
+	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ANSWER_DISCARDED\x10\x01\x12\x12\n" +
+	"\x0eANSWER_RUNNING\x10\x02\x12\x0f\n" +
+	"\vANSWER_LOST\x10\x032\xc9\x03\n" +
 	"\vHostService\x12F\n" +
 	"\tListHosts\x12\x1b.godwit.v1.ListHostsRequest\x1a\x1c.godwit.v1.ListHostsResponse\x12@\n" +
 	"\aGetHost\x12\x19.godwit.v1.GetHostRequest\x1a\x1a.godwit.v1.GetHostResponse\x12=\n" +
@@ -3017,157 +3074,159 @@ func file_godwit_v1_api_proto_rawDescGZIP() []byte {
 	return file_godwit_v1_api_proto_rawDescData
 }
 
-var file_godwit_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_godwit_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_godwit_v1_api_proto_goTypes = []any{
 	(ReleaseResponse_Answer)(0),     // 0: godwit.v1.ReleaseResponse.Answer
-	(*Fault)(nil),                   // 1: godwit.v1.Fault
-	(*ListHostsRequest)(nil),        // 2: godwit.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),       // 3: godwit.v1.ListHostsResponse
-	(*GetHostRequest)(nil),          // 4: godwit.v1.GetHostRequest
-	(*GetHostResponse)(nil),         // 5: godwit.v1.GetHostResponse
-	(*Process)(nil),                 // 6: godwit.v1.Process
-	(*DoctorRequest)(nil),           // 7: godwit.v1.DoctorRequest
-	(*DoctorResponse)(nil),          // 8: godwit.v1.DoctorResponse
-	(*Check)(nil),                   // 9: godwit.v1.Check
-	(*CreateTokenRequest)(nil),      // 10: godwit.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),     // 11: godwit.v1.CreateTokenResponse
-	(*CreateNetworkRequest)(nil),    // 12: godwit.v1.CreateNetworkRequest
-	(*CreateNetworkResponse)(nil),   // 13: godwit.v1.CreateNetworkResponse
-	(*ListNetworksRequest)(nil),     // 14: godwit.v1.ListNetworksRequest
-	(*ListNetworksResponse)(nil),    // 15: godwit.v1.ListNetworksResponse
-	(*CreateVMRequest)(nil),         // 16: godwit.v1.CreateVMRequest
-	(*DiskRequest)(nil),             // 17: godwit.v1.DiskRequest
-	(*NICRequest)(nil),              // 18: godwit.v1.NICRequest
-	(*CreateVMResponse)(nil),        // 19: godwit.v1.CreateVMResponse
-	(*ListVMsRequest)(nil),          // 20: godwit.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 21: godwit.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 22: godwit.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 23: godwit.v1.GetVMResponse
-	(*StartVMRequest)(nil),          // 24: godwit.v1.StartVMRequest
-	(*StartVMResponse)(nil),         // 25: godwit.v1.StartVMResponse
-	(*StopVMRequest)(nil),           // 26: godwit.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 27: godwit.v1.StopVMResponse
-	(*ResetVMRequest)(nil),          // 28: godwit.v1.ResetVMRequest
-	(*ResetVMResponse)(nil),         // 29: godwit.v1.ResetVMResponse
-	(*PauseVMRequest)(nil),          // 30: godwit.v1.PauseVMRequest
-	(*PauseVMResponse)(nil),         // 31: godwit.v1.PauseVMResponse
-	(*ResumeVMRequest)(nil),         // 32: godwit.v1.ResumeVMRequest
-	(*ResumeVMResponse)(nil),        // 33: godwit.v1.ResumeVMResponse
-	(*DestroyVMRequest)(nil),        // 34: godwit.v1.DestroyVMRequest
-	(*DestroyVMResponse)(nil),       // 35: godwit.v1.DestroyVMResponse
-	(*ConsoleVMRequest)(nil),        // 36: godwit.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 37: godwit.v1.ConsoleVMResponse
-	(*MigrateVMRequest)(nil),        // 38: godwit.v1.MigrateVMRequest
-	(*MigrateVMResponse)(nil),       // 39: godwit.v1.MigrateVMResponse
-	(*ListMigrationsRequest)(nil),   // 40: godwit.v1.ListMigrationsRequest
-	(*ListMigrationsResponse)(nil),  // 41: godwit.v1.ListMigrationsResponse
-	(*GetMigrationRequest)(nil),     // 42: godwit.v1.GetMigrationRequest
-	(*GetMigrationResponse)(nil),    // 43: godwit.v1.GetMigrationResponse
-	(*WatchMigrationRequest)(nil),   // 44: godwit.v1.WatchMigrationRequest
-	(*WatchMigrationResponse)(nil),  // 45: godwit.v1.WatchMigrationResponse
-	(*CancelMigrationRequest)(nil),  // 46: godwit.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil), // 47: godwit.v1.CancelMigrationResponse
-	(*JoinRequest)(nil),             // 48: godwit.v1.JoinRequest
-	(*JoinResponse)(nil),            // 49: godwit.v1.JoinResponse
-	(*PrepareRequest)(nil),          // 50: godwit.v1.PrepareRequest
-	(*PrepareResponse)(nil),         // 51: godwit.v1.PrepareResponse
-	(*ReleaseRequest)(nil),          // 52: godwit.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),         // 53: godwit.v1.ReleaseResponse
-	(*DiscardRequest)(nil),          // 54: godwit.v1.DiscardRequest
-	(*DiscardResponse)(nil),         // 55: godwit.v1.DiscardResponse
-	(*Host)(nil),                    // 56: godwit.v1.Host
-	(*durationpb.Duration)(nil),     // 57: google.protobuf.Duration
-	(*NetworkSpec)(nil),             // 58: godwit.v1.NetworkSpec
-	(*Network)(nil),                 // 59: godwit.v1.Network
-	(*Boot)(nil),                    // 60: godwit.v1.Boot
-	(*VM)(nil),                      // 61: godwit.v1.VM
-	(*Migration)(nil),               // 62: godwit.v1.Migration
+	(DiscardResponse_Answer)(0),     // 1: godwit.v1.DiscardResponse.Answer
+	(*Fault)(nil),                   // 2: godwit.v1.Fault
+	(*ListHostsRequest)(nil),        // 3: godwit.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),       // 4: godwit.v1.ListHostsResponse
+	(*GetHostRequest)(nil),          // 5: godwit.v1.GetHostRequest
+	(*GetHostResponse)(nil),         // 6: godwit.v1.GetHostResponse
+	(*Process)(nil),                 // 7: godwit.v1.Process
+	(*DoctorRequest)(nil),           // 8: godwit.v1.DoctorRequest
+	(*DoctorResponse)(nil),          // 9: godwit.v1.DoctorResponse
+	(*Check)(nil),                   // 10: godwit.v1.Check
+	(*CreateTokenRequest)(nil),      // 11: godwit.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),     // 12: godwit.v1.CreateTokenResponse
+	(*CreateNetworkRequest)(nil),    // 13: godwit.v1.CreateNetworkRequest
+	(*CreateNetworkResponse)(nil),   // 14: godwit.v1.CreateNetworkResponse
+	(*ListNetworksRequest)(nil),     // 15: godwit.v1.ListNetworksRequest
+	(*ListNetworksResponse)(nil),    // 16: godwit.v1.ListNetworksResponse
+	(*CreateVMRequest)(nil),         // 17: godwit.v1.CreateVMRequest
+	(*DiskRequest)(nil),             // 18: godwit.v1.DiskRequest
+	(*NICRequest)(nil),              // 19: godwit.v1.NICRequest
+	(*CreateVMResponse)(nil),        // 20: godwit.v1.CreateVMResponse
+	(*ListVMsRequest)(nil),          // 21: godwit.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 22: godwit.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 23: godwit.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 24: godwit.v1.GetVMResponse
+	(*StartVMRequest)(nil),          // 25: godwit.v1.StartVMRequest
+	(*StartVMResponse)(nil),         // 26: godwit.v1.StartVMResponse
+	(*StopVMRequest)(nil),           // 27: godwit.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 28: godwit.v1.StopVMResponse
+	(*ResetVMRequest)(nil),          // 29: godwit.v1.ResetVMRequest
+	(*ResetVMResponse)(nil),         // 30: godwit.v1.ResetVMResponse
+	(*PauseVMRequest)(nil),          // 31: godwit.v1.PauseVMRequest
+	(*PauseVMResponse)(nil),         // 32: godwit.v1.PauseVMResponse
+	(*ResumeVMRequest)(nil),         // 33: godwit.v1.ResumeVMRequest
+	(*ResumeVMResponse)(nil),        // 34: godwit.v1.ResumeVMResponse
+	(*DestroyVMRequest)(nil),        // 35: godwit.v1.DestroyVMRequest
+	(*DestroyVMResponse)(nil),       // 36: godwit.v1.DestroyVMResponse
+	(*ConsoleVMRequest)(nil),        // 37: godwit.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 38: godwit.v1.ConsoleVMResponse
+	(*MigrateVMRequest)(nil),        // 39: godwit.v1.MigrateVMRequest
+	(*MigrateVMResponse)(nil),       // 40: godwit.v1.MigrateVMResponse
+	(*ListMigrationsRequest)(nil),   // 41: godwit.v1.ListMigrationsRequest
+	(*ListMigrationsResponse)(nil),  // 42: godwit.v1.ListMigrationsResponse
+	(*GetMigrationRequest)(nil),     // 43: godwit.v1.GetMigrationRequest
+	(*GetMigrationResponse)(nil),    // 44: godwit.v1.GetMigrationResponse
+	(*WatchMigrationRequest)(nil),   // 45: godwit.v1.WatchMigrationRequest
+	(*WatchMigrationResponse)(nil),  // 46: godwit.v1.WatchMigrationResponse
+	(*CancelMigrationRequest)(nil),  // 47: godwit.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil), // 48: godwit.v1.CancelMigrationResponse
+	(*JoinRequest)(nil),             // 49: godwit.v1.JoinRequest
+	(*JoinResponse)(nil),            // 50: godwit.v1.JoinResponse
+	(*PrepareRequest)(nil),          // 51: godwit.v1.PrepareRequest
+	(*PrepareResponse)(nil),         // 52: godwit.v1.PrepareResponse
+	(*ReleaseRequest)(nil),          // 53: godwit.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),         // 54: godwit.v1.ReleaseResponse
+	(*DiscardRequest)(nil),          // 55: godwit.v1.DiscardRequest
+	(*DiscardResponse)(nil),         // 56: godwit.v1.DiscardResponse
+	(*Host)(nil),                    // 57: godwit.v1.Host
+	(*durationpb.Duration)(nil),     // 58: google.protobuf.Duration
+	(*NetworkSpec)(nil),             // 59: godwit.v1.NetworkSpec
+	(*Network)(nil),                 // 60: godwit.v1.Network
+	(*Boot)(nil),                    // 61: godwit.v1.Boot
+	(*VM)(nil),                      // 62: godwit.v1.VM
+	(*Migration)(nil),               // 63: godwit.v1.Migration
 }
 var file_godwit_v1_api_proto_depIdxs = []int32{
-	56, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
-	56, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
-	6,  // 2: godwit.v1.GetHostResponse.processes:type_name -> godwit.v1.Process
-	9,  // 3: godwit.v1.DoctorResponse.checks:type_name -> godwit.v1.Check
-	57, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	58, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
-	59, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
-	59, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
-	60, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
-	17, // 9: godwit.v1.CreateVMRequest.disks:type_name -> godwit.v1.DiskRequest
-	18, // 10: godwit.v1.CreateVMRequest.nics:type_name -> godwit.v1.NICRequest
-	61, // 11: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
-	61, // 12: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
-	61, // 13: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
-	61, // 14: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
-	57, // 15: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
-	61, // 16: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
-	61, // 17: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
-	61, // 18: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
-	61, // 19: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
-	57, // 20: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
-	62, // 21: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
-	62, // 22: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	62, // 23: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	62, // 24: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	62, // 25: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	61, // 26: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
+	57, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
+	57, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
+	7,  // 2: godwit.v1.GetHostResponse.processes:type_name -> godwit.v1.Process
+	10, // 3: godwit.v1.DoctorResponse.checks:type_name -> godwit.v1.Check
+	58, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	59, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
+	60, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
+	60, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
+	61, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
+	18, // 9: godwit.v1.CreateVMRequest.disks:type_name -> godwit.v1.DiskRequest
+	19, // 10: godwit.v1.CreateVMRequest.nics:type_name -> godwit.v1.NICRequest
+	62, // 11: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
+	62, // 12: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
+	62, // 13: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
+	62, // 14: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
+	58, // 15: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
+	62, // 16: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
+	62, // 17: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
+	62, // 18: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
+	62, // 19: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
+	58, // 20: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
+	63, // 21: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
+	63, // 22: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	63, // 23: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
+	63, // 24: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	63, // 25: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	62, // 26: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
 	0,  // 27: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
-	2,  // 28: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
-	4,  // 29: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
-	7,  // 30: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
-	10, // 31: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	12, // 32: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
-	14, // 33: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
-	16, // 34: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
-	20, // 35: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
-	22, // 36: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
-	24, // 37: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
-	26, // 38: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
-	28, // 39: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
-	30, // 40: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
-	32, // 41: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
-	34, // 42: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
-	36, // 43: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
-	38, // 44: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
-	40, // 45: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
-	42, // 46: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
-	44, // 47: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
-	46, // 48: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
-	48, // 49: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
-	50, // 50: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
-	52, // 51: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
-	54, // 52: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
-	3,  // 53: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
-	5,  // 54: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
-	8,  // 55: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
-	11, // 56: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	13, // 57: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
-	15, // 58: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
-	19, // 59: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
-	21, // 60: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
-	23, // 61: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
-	25, // 62: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
-	27, // 63: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
-	29, // 64: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
-	31, // 65: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
-	33, // 66: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
-	35, // 67: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
-	37, // 68: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
-	39, // 69: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
-	41, // 70: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
-	43, // 71: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
-	45, // 72: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
-	47, // 73: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
-	49, // 74: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
-	51, // 75: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
-	53, // 76: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
-	55, // 77: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
-	53, // [53:78] is the sub-list for method output_type
-	28, // [28:53] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	1,  // 28: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
+	3,  // 29: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
+	5,  // 30: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
+	8,  // 31: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
+	11, // 32: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	13, // 33: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
+	15, // 34: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
+	17, // 35: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
+	21, // 36: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
+	23, // 37: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
+	25, // 38: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
+	27, // 39: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
+	29, // 40: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
+	31, // 41: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
+	33, // 42: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
+	35, // 43: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
+	37, // 44: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
+	39, // 45: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
+	41, // 46: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
+	43, // 47: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
+	45, // 48: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
+	47, // 49: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
+	49, // 50: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
+	51, // 51: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
+	53, // 52: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
+	55, // 53: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
+	4,  // 54: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
+	6,  // 55: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
+	9,  // 56: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
+	12, // 57: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	14, // 58: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
+	16, // 59: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
+	20, // 60: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
+	22, // 61: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
+	24, // 62: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
+	26, // 63: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
+	28, // 64: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
+	30, // 65: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
+	32, // 66: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
+	34, // 67: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
+	36, // 68: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
+	38, // 69: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
+	40, // 70: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
+	42, // 71: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
+	44, // 72: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
+	46, // 73: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
+	48, // 74: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
+	50, // 75: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
+	52, // 76: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
+	54, // 77: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
+	56, // 78: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
+	54, // [54:79] is the sub-list for method output_type
+	29, // [29:54] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_api_proto_init() }
@@ -3181,7 +3240,7 @@ func file_godwit_v1_api_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_api_proto_rawDesc), len(file_godwit_v1_api_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   5,

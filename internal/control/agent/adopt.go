@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/prometheus/procfs"
-
 	"github.com/godwit-vm/godwit/internal/control/migrate"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
@@ -27,6 +25,15 @@ func (a *Agent) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	migrations, err := a.Store.Migrations(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	for _, m := range migrations {
+		a.before[m.ID] = !m.Status.Phase.Final()
+	}
+	a.mu.Unlock()
 	known := map[inventory.VMID]bool{}
 	for _, stored := range all {
 		known[stored.ID] = true
@@ -164,7 +171,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 // adoptSource goes on with a migration that leaves here.
 func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
 	found := handover.SourceFoundGone
-	if bootTime().After(m.Spec.Requested) {
+	if a.rebootedIn(m) {
 		found = handover.SourceFoundRebooted
 	}
 	if process != nil {
@@ -199,7 +206,7 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 // adoptTarget goes on with a migration that arrives here.
 func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
 	found := handover.TargetFoundGone
-	if bootTime().After(m.Spec.Requested) {
+	if a.rebootedIn(m) {
 		found = handover.TargetFoundRebooted
 	}
 	if process != nil {
@@ -237,15 +244,10 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 	return nil
 }
 
-// bootTime returns when the host was booted, the zero time when the kernel does not say.
-func bootTime() time.Time {
-	fs, err := procfs.NewDefaultFS()
-	if err != nil {
-		return time.Time{}
-	}
-	stat, err := fs.Stat()
-	if err != nil {
-		return time.Time{}
-	}
-	return time.Unix(int64(stat.BootTime), 0) //nolint:gosec // seconds since 1970
+// rebootedIn reports whether this host was booted while the migration was open: then the journal of it is lost, and so is every
+// process. It compares kernel boot ids, no clocks.
+func (a *Agent) rebootedIn(m inventory.Migration) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.rebooted && a.before[m.ID]
 }

@@ -68,6 +68,7 @@ type Agent struct {
 	started   time.Time
 	ready     chan struct{} // closed when every VM that runs here is adopted
 
+	rebooted    bool       // the host was booted since its former agent started
 	verdictOnce sync.Mutex // one correctness probe at a time
 	verdict     inventory.Verdict
 
@@ -76,6 +77,7 @@ type Agent struct {
 	loops    *errgroup.Group
 	vms      map[inventory.VMID]*vm
 	incoming map[inventory.MigrationID]*arrival
+	before   map[inventory.MigrationID]bool // migrations that were open when this agent started
 }
 
 // New opens the datastores, probes QEMU, and begins a new epoch of this host. It fails when the store cannot be reached
@@ -83,7 +85,7 @@ type Agent struct {
 func New(ctx context.Context, c Config) (*Agent, error) {
 	a := &Agent{
 		Config: c, stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
-		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{},
+		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
 	}
 	for _, m := range c.Datastores {
 		ds, err := datastore.Open(m.Path)
@@ -106,6 +108,11 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	if err != nil {
 		return nil, fault.New(fault.Internal, "boot id: %w", err)
 	}
+	_, lastBoot, err := c.Store.Epoch(ctx, c.Host)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
+	a.rebooted = lastBoot != "" && lastBoot != string(boot)
 	epoch, err := c.Store.NextEpoch(ctx, c.Host, string(boot))
 	if err != nil {
 		return nil, err
@@ -130,6 +137,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() error { return a.followNetworks(ctx) })
 	loops.Go(func() error { return a.followMigrations(ctx) })
 	loops.Go(func() error { return a.followHosts(ctx) })
+	loops.Go(func() error { return a.followVMs(ctx) })
 	loops.Go(func() error { a.keepStatus(ctx); return nil })
 	loops.Go(func() error {
 		if _, err := a.checkMigration(ctx); err != nil && ctx.Err() == nil {

@@ -164,11 +164,14 @@ func (a *Agent) Release(ctx context.Context, id inventory.MigrationID, source in
 	return target.Release(ctx)
 }
 
-// Discard drops this host's side of a migration for good; false means that the VM runs here.
-func (a *Agent) Discard(ctx context.Context, id inventory.MigrationID, source inventory.HostID, _ uint64) (bool, error) {
+// Discard drops this host's side of a migration for good, if that can still be, and returns the final word on it.
+func (a *Agent) Discard(ctx context.Context, id inventory.MigrationID, source inventory.HostID, _ uint64) (handover.Answer, error) {
 	target, err := a.arrivalOf(ctx, id, source)
-	if err != nil || target == nil {
-		return false, err
+	if err != nil {
+		return "", err
+	}
+	if target == nil {
+		return handover.AnswerRunning, nil
 	}
 	return target.Discard(ctx, "host "+string(source)+" gave up")
 }
@@ -209,7 +212,7 @@ func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source 
 		return nil, err
 	}
 	found := handover.TargetFoundGone
-	if bootTime().After(m.Spec.Requested) {
+	if a.rebootedIn(m) {
 		found = handover.TargetFoundRebooted
 	}
 	v := newVM(a, stored) // without a loop: nothing of the VM is here, only the word about it

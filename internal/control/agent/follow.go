@@ -116,6 +116,22 @@ func (a *Agent) followHosts(ctx context.Context) error {
 	})
 }
 
+// followVMs wakes the migrations whose end the store may have told: the target has become owner.
+func (a *Agent) followVMs(ctx context.Context) error {
+	return a.follow(ctx, store.VMs, func(context.Context) error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, v := range a.vms {
+			v.mu.Lock()
+			if v.source != nil {
+				v.source.Look()
+			}
+			v.mu.Unlock()
+		}
+		return nil
+	})
+}
+
 // keepStatus publishes the host's status until ctx ends.
 func (a *Agent) keepStatus(ctx context.Context) {
 	tick := time.NewTicker(statusEvery)

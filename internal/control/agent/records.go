@@ -130,14 +130,23 @@ func (f far) Release(ctx context.Context, id inventory.MigrationID) (migrate.Rel
 }
 
 // Discard implements migrate.Far.
-func (f far) Discard(ctx context.Context, id inventory.MigrationID) (bool, error) {
+func (f far) Discard(ctx context.Context, id inventory.MigrationID) (handover.Answer, error) {
 	resp, err := f.client().Discard(ctx, connect.NewRequest(&godwitv1.DiscardRequest{
 		Migration: string(id), Source: string(f.agent.Host()), SourceEpoch: f.agent.writer.Epoch(),
 	}))
 	if err != nil {
-		return false, wire.FromFault(err)
+		return "", wire.FromFault(err)
 	}
-	return resp.Msg.GetDiscarded(), nil
+	switch resp.Msg.GetAnswer() {
+	case godwitv1.DiscardResponse_ANSWER_DISCARDED:
+		return handover.AnswerDiscarded, nil
+	case godwitv1.DiscardResponse_ANSWER_RUNNING:
+		return handover.AnswerRunning, nil
+	case godwitv1.DiscardResponse_ANSWER_LOST:
+		return handover.AnswerLost, nil
+	case godwitv1.DiscardResponse_ANSWER_UNSPECIFIED:
+	}
+	return "", fault.New(fault.Unavailable, "the target gave no answer")
 }
 
 // Stream implements migrate.Far.

@@ -25,6 +25,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
@@ -49,8 +50,8 @@ type Records interface {
 type Far interface {
 	Prepare(ctx context.Context, r PrepareRequest) (reasons []string, err error)
 	Release(ctx context.Context, id inventory.MigrationID) (ReleaseAnswer, error)
-	// Discard returns false when the target runs the VM.
-	Discard(ctx context.Context, id inventory.MigrationID) (bool, error)
+	// Discard returns the target's final word: discarded, running or lost.
+	Discard(ctx context.Context, id inventory.MigrationID) (handover.Answer, error)
 	// Stream opens the connection that carries the memory.
 	Stream(ctx context.Context, id inventory.MigrationID) (net.Conn, error)
 }
@@ -59,7 +60,9 @@ type Far interface {
 type Ports interface {
 	Hold(ctx context.Context, port string) error
 	Unhold(ctx context.Context, port string) error
-	Forward(ctx context.Context, port string, target inventory.HostID, id inventory.MigrationID) error
+	Track(ctx context.Context, port string, filter vnet.Filter) error
+	Tracked(ctx context.Context, port string) (uint64, error)
+	Forward(ctx context.Context, port string, target inventory.HostID, id inventory.MigrationID, again int) error
 	Abort(ctx context.Context, port string, id inventory.MigrationID) error
 	Commit(ctx context.Context, port string, id inventory.MigrationID) error
 	Open(ctx context.Context, port string, id inventory.MigrationID) error
@@ -87,6 +90,16 @@ type ReleaseAnswer struct {
 	Reason  string
 	Resumed time.Time // QEMU's RESUME event, by the target's clock; zero when not known
 }
+
+// Answer is a target's final word on a discard, in the words of policy/handover, for faces that do not know that.
+type Answer = handover.Answer
+
+// The answers to a discard.
+const (
+	AnswerDiscarded = handover.AnswerDiscarded // it never ran there and never will
+	AnswerRunning   = handover.AnswerRunning   // the target has the VM
+	AnswerLost      = handover.AnswerLost      // the target's host was rebooted: it may have run there and is gone
+)
 
 // Outcome is how an end of a migration came out for its host.
 type Outcome int

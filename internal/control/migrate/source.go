@@ -26,8 +26,10 @@ const (
 	stallMax      = 5 * time.Second        // without a byte while the VM is stopped: the stream is cut
 	precopyStall  = 30 * time.Second       // without a byte while the VM runs: the same
 	inboxSize     = 64                     // events that wait for the loop; senders block beyond it
-	bandwidthFree = 100 << 30              // "no limit" for QEMU, whose own default would be 128 MiB/s
 )
+
+// BandwidthFree is the bandwidth that QEMU is told when a migration has no limit of its own; QEMU's default would be 128 MiB/s.
+const BandwidthFree inventory.BytesPerSecond = 100 << 30
 
 // SourceConfig is what a Source works with.
 type SourceConfig struct {
@@ -50,6 +52,7 @@ type Source struct {
 	SourceConfig
 
 	inbox    chan sourceEvent
+	look     chan struct{} // somebody saw the VM's run record change
 	machine  handover.Source
 	relay    Relay
 	cut      context.CancelFunc // ends the stream; under shared
@@ -61,6 +64,7 @@ type Source struct {
 
 	ports    sync.Mutex // guards the two below, and is held over calls to the switch so that they keep their order
 	held     bool       // the switch ports are held
+	rings    []ring     // of the guest's cards, in the order of Ports
 	vcpusOff bool       // the guest has stopped: only the end of the migration opens the ports
 
 	mu      sync.Mutex
@@ -78,6 +82,7 @@ type sourceEvent struct {
 func NewSource(c SourceConfig) *Source {
 	return &Source{
 		SourceConfig: c, machine: handover.NewSource(c.Migration.ID), inbox: make(chan sourceEvent, inboxSize),
+		look: make(chan struct{}, 1),
 		status: c.Migration.Status, changed: make(chan struct{}), cut: func() {},
 	}
 }
@@ -88,6 +93,14 @@ func RestoreSource(c SourceConfig, entries []handover.Entry) *Source {
 	s.machine = handover.RestoreSource(c.Migration.ID, entries)
 	s.told = true
 	return s
+}
+
+// Look makes the source read the VM's run record now rather than at its next tick; anyone may call it.
+func (s *Source) Look() {
+	select {
+	case s.look <- struct{}{}:
+	default:
+	}
 }
 
 // Status returns the migration's status with the latest progress, and a channel that is closed at the next change.
@@ -175,6 +188,9 @@ func (s *Source) run(ctx context.Context, start func(context.Context)) Outcome {
 			gone = nil
 			e.Kind, e.Why = handover.SourceGone, s.Process.Exit().String()
 		case e = <-s.inbox:
+		case <-s.look:
+			s.watchWaits(ctx, &tasks)
+			continue
 		case <-tick.C:
 			s.watchWaits(ctx, &tasks)
 			e.Kind = handover.SourceTick
@@ -270,7 +286,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	}
 	bandwidth := s.Migration.Spec.Bandwidth
 	if bandwidth == 0 {
-		bandwidth = bandwidthFree
+		bandwidth = BandwidthFree
 	}
 	return conn.SetMigrationParameters(within, qmp.MigrationParameters{
 		BandwidthMax: bandwidth, DowntimeMax: converge.DowntimeLimit(s.Migration.Spec.DowntimeMax),
@@ -296,6 +312,7 @@ func (s *Source) copy(ctx context.Context) {
 		return
 	}
 	s.set(func(st *inventory.MigrationStatus) { st.Phase = inventory.PreCopy })
+	s.trackPorts(ctx)
 	var both sync.WaitGroup
 	within, cut := context.WithCancel(ctx)
 	s.shared.Lock()

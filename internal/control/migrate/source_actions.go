@@ -15,6 +15,9 @@ import (
 // undoTime bounds an action that must be finished although its caller has been told to stop.
 const undoTime = 10 * time.Second
 
+// figuresMax bounds how long a QEMU that is about to be ended is asked for its figures.
+const figuresMax = time.Second
+
 // cancelEvery is the pause between two looks at whether QEMU has given up its migration.
 const cancelEvery = 100 * time.Millisecond
 
@@ -40,6 +43,7 @@ func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.Sourc
 		return s.resumeHere(undo, tasks, ctx)
 	case handover.KillSource:
 		s.commitPorts(undo)
+		s.noteFigures(undo)
 		s.kill(undo)
 	case handover.FreeSource:
 		if err := s.Free(undo); err != nil {
@@ -71,8 +75,9 @@ func (s *Source) kill(ctx context.Context) {
 
 // continueSwitchover sends what comes for the guest after it, and lets QEMU go on.
 func (s *Source) continueSwitchover(ctx context.Context) handover.SourceEvent {
-	for _, port := range s.Ports {
-		if err := s.Switch.Forward(ctx, port, s.Migration.Spec.Target, s.Migration.ID); err != nil {
+	for i, port := range s.Ports {
+		again := s.unseen(ctx, i, port)
+		if err := s.Switch.Forward(ctx, port, s.Migration.Spec.Target, s.Migration.ID, again); err != nil {
 			return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
 		}
 	}
@@ -184,18 +189,36 @@ func (s *Source) noteRunning(answer ReleaseAnswer) {
 	if by := answer.Resumed.Sub(stopped); !answer.Resumed.IsZero() && by > 0 && by < pause {
 		pause = by
 	}
-	s.set(func(st *inventory.MigrationStatus) { st.Phase, st.Result.StopToResume = inventory.OnTarget, pause })
+	s.set(func(st *inventory.MigrationStatus) {
+		st.Result.StopToResume = pause
+		if !st.Phase.Final() { // the store may have told first
+			st.Phase = inventory.OnTarget
+		}
+	})
+}
+
+// noteFigures keeps what QEMU says of the finished copy. It is asked last, since it would only lengthen the way of the release.
+func (s *Source) noteFigures(ctx context.Context) {
+	if s.Process == nil {
+		return
+	}
+	within, done := context.WithTimeout(ctx, figuresMax)
+	defer done()
+	m, err := s.Process.QMP().Migration(within)
+	if err != nil || m.Status != qmp.MigrationCompleted {
+		return // the figures are a courtesy
+	}
+	s.set(func(st *inventory.MigrationStatus) {
+		st.Result.Downtime, st.Result.Sent, st.Result.Rounds = m.Downtime, m.RAM.Transferred, m.RAM.Rounds
+		st.Progress.Remaining, st.Progress.Sent, st.Progress.Round = 0, m.RAM.Transferred, m.RAM.Rounds
+	})
 }
 
 func (s *Source) sendDiscard(ctx context.Context) handover.SourceEvent {
-	discarded, err := s.Far.Discard(ctx, s.Migration.ID)
+	answer, err := s.Far.Discard(ctx, s.Migration.ID)
 	if err != nil {
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "discard not answered", slog.Any("err", err))
 		return handover.SourceEvent{}
-	}
-	answer := handover.AnswerRunning
-	if discarded {
-		answer = handover.AnswerDiscarded
 	}
 	return handover.SourceEvent{Kind: handover.SourceAnswered, Answer: answer, Authority: s.Authority()}
 }
@@ -224,7 +247,7 @@ func (s *Source) findOutResumed(ctx context.Context) {
 		status, err := s.Process.QMP().Status(within)
 		done()
 		switch {
-		case err == nil && status.Running:
+		case err == nil && ran(status):
 			s.post(ctx, handover.SourceEvent{Kind: handover.SourceResumed})
 			return
 		case err == nil:
@@ -262,7 +285,7 @@ func (s *Source) watchWaits(ctx context.Context, tasks *sync.WaitGroup) {
 		if quiet := s.relay.Quiet(); s.relay.Sent() > 0 && quiet > precopyStall {
 			s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: "the stream has stood still for " + quiet.Round(time.Second).String()})
 		}
-	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing:
+	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing, handover.SourceDropped:
 		tasks.Go(func() { s.readOwner(ctx) })
 	}
 }
@@ -273,7 +296,11 @@ func (s *Source) readOwner(ctx context.Context) {
 	defer done()
 	run, err := s.Records.Run(within, s.VM.ID)
 	switch {
-	case err != nil || run.Owner == s.Migration.Spec.Source:
+	case err != nil:
+	case run.Owner == s.Migration.Spec.Source:
+		if run.Heir.Migration != s.Migration.ID {
+			s.post(ctx, handover.SourceEvent{Kind: handover.SourceHeirCleared, Authority: s.Authority()})
+		}
 	case run.Owner == s.Migration.Spec.Target:
 		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerTarget})
 	default:

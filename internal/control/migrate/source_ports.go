@@ -2,9 +2,12 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/converge"
 )
@@ -56,6 +59,70 @@ func (s *Source) follow(ctx context.Context) {
 	}
 }
 
+// ring is where a card's receive ring stood when its port began to be tracked.
+type ring struct {
+	known bool
+	used  uint16
+}
+
+// trackPorts begins to count what reaches the guest on each of its ports. A card that cannot be counted is left out: its
+// frames are then only safe when the hold came before the stop.
+func (s *Source) trackPorts(ctx context.Context) {
+	conn := s.Process.QMP()
+	rings := make([]ring, len(s.Ports))
+	for i, port := range s.Ports {
+		err := func() error {
+			filter, err := conn.RxFilter(ctx, qemu.NICDevice(i))
+			if err != nil {
+				return err
+			}
+			within, done := context.WithTimeout(ctx, drainMax)
+			defer done()
+			err = s.Switch.Track(within, port, vnet.Filter(filter))
+			if err == nil {
+				rings[i].used, err = conn.QueueUsed(ctx, qemu.NICBackend(i), 0)
+			}
+			rings[i].known = err == nil
+			return errors.Join(err, s.Switch.Unhold(ctx, port))
+		}()
+		if err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "port not tracked", slog.String("port", port), slog.Any("err", err))
+		}
+	}
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	s.rings = rings
+}
+
+// unseen returns how many of the frames that were last written to a card's QEMU never reached the guest: those that QEMU
+// read once the vCPUs stood. The ports must be held and the guest stopped.
+func (s *Source) unseen(ctx context.Context, i int, port string) int {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	if i >= len(s.rings) || !s.rings[i].known {
+		return 0
+	}
+	written, err := s.Switch.Tracked(ctx, port)
+	if err != nil {
+		return 0 // the switch was restarted, and what it had in hand is gone
+	}
+	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(i), 0)
+	if err != nil {
+		return 0
+	}
+	// Both counters only differ by what is on the way, so 16 bits are enough. A guest that reset its card meanwhile makes
+	// nonsense of it.
+	missing := int(int16(uint16(written) - (used - s.rings[i].used))) //nolint:gosec // modulo 65536 is meant
+	if missing <= 0 || missing > unseenMax {
+		return 0
+	}
+	s.Log.LogAttrs(ctx, slog.LevelInfo, "frames did not reach the stopped guest", slog.String("port", port), slog.Int("frames", missing))
+	return missing
+}
+
+// unseenMax bounds the frames that can be on the way into one QEMU: its read buffer and its socket hold fewer.
+const unseenMax = 1024
+
 // holdPorts keeps frames from the guest. Stopped says that the vCPUs stand: nothing opens the ports then but the end of the
 // migration.
 func (s *Source) holdPorts(ctx context.Context, stopped bool) {
@@ -67,7 +134,11 @@ func (s *Source) holdPorts(ctx context.Context, stopped bool) {
 	}
 	s.held = true
 	for _, port := range s.Ports {
-		within, done := context.WithTimeout(ctx, drainMax)
+		most := drainMax
+		if stopped {
+			most = time.Millisecond // QEMU reads no more; the frames that it left are found by unseen
+		}
+		within, done := context.WithTimeout(ctx, most)
 		err := s.Switch.Hold(within, port)
 		done()
 		if err != nil {

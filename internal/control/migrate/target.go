@@ -241,13 +241,16 @@ func (t *Target) answer(a handover.TargetAction) ReleaseAnswer {
 	return answer
 }
 
-// Discard drops this side for good and returns true, or false when the VM runs here.
-func (t *Target) Discard(ctx context.Context, why string) (bool, error) {
+// Discard drops this side for good, if that can still be, and returns the final word: discarded, running or lost.
+func (t *Target) Discard(ctx context.Context, why string) (handover.Answer, error) {
 	a, err := t.ask(ctx, handover.TargetEvent{Kind: handover.TargetDiscard, Why: why})
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	return a.Answer == handover.AnswerDiscarded || a.Answer == handover.AnswerReturned, nil
+	if a.Answer == handover.AnswerReturned { // to a release that came at the same time; it says the same
+		return handover.AnswerDiscarded, nil
+	}
+	return a.Answer, nil
 }
 
 // ask posts the event and waits for the machine's next answer.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
@@ -163,7 +164,7 @@ func (t *Target) findOutRunning(ctx context.Context) {
 		status, err := p.QMP().Status(within)
 		done()
 		switch {
-		case err == nil && status.Running:
+		case err == nil && ran(status):
 			t.post(ctx, handover.TargetEvent{Kind: handover.TargetContOK})
 			return
 		case err == nil:
@@ -177,6 +178,15 @@ func (t *Target) findOutRunning(ctx context.Context) {
 		case <-time.After(cancelEvery):
 		}
 	}
+}
+
+// ran reports whether vCPUs run, or ran and were stopped by what the guest did or met.
+func ran(s qmp.Status) bool {
+	switch s.State { //nolint:exhaustive // in every other state they have not run yet
+	case qmp.StateGuestPanicked, qmp.StateIOError, qmp.StateShutdown, qmp.StateSuspended, qmp.StateInternalError:
+		return true
+	}
+	return s.Running
 }
 
 // writeOwner makes this host owner in the store. The machine asks again on its tick.

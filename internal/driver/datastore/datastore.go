@@ -29,7 +29,6 @@ const (
 
 	locksDir  = "locks"
 	markerMax = 4 << 10
-	dirMode   = 0o770 // of a datastore that Create makes: agent and QEMU's user
 	locksMode = 0o755 // only agents write there
 )
 
@@ -57,8 +56,12 @@ type Datastore struct {
 	root *os.Root
 }
 
-// Create makes a datastore of a directory, which it makes when it is not there, and opens it. The directory is handed to
-// the owner, so that QEMU can make lock and image files there. One that is a datastore already is fault.Exists.
+// Create makes a datastore of a directory, which it makes when it is not there (mode 0770), and opens it. One that is a
+// datastore already is fault.Exists.
+//
+// The directory is handed to the owner, group-writable and sticky, so that QEMU's user can make files there. The lock
+// records stay the creator's. When only the group is handed over (UID -1), the sticky bit keeps a QEMU that a guest
+// broke out of from moving them away; as owner of the directory it could.
 func Create(dir, name string, owner Owner) (*Datastore, error) {
 	if err := inventory.CheckName("datastore", name); err != nil {
 		return nil, err
@@ -82,23 +85,30 @@ func create(dir, name string, owner Owner) error {
 		}
 		made = true
 	}
-	root, err := os.OpenRoot(dir)
+	root, err := openRoot(dir)
 	if err != nil {
-		return notADirectory(err)
+		return err
 	}
 	defer func() { _ = root.Close() }() // nothing is pending on a directory
+	info, err := root.Stat(".")
+	if err != nil {
+		return explain(err)
+	}
+	mode := info.Mode().Perm()
 	if made {
-		if err := root.Chmod(".", dirMode); err != nil {
-			return explain(err)
-		}
+		mode = 0o770
 	}
 	if err := root.Mkdir(locksDir, locksMode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return explain(err)
 	}
-	if owner.UID >= 0 || owner.GID >= 0 {
+	if owner != KeepOwner {
+		mode |= 0o070 | fs.ModeSticky
 		if err := root.Chown(".", owner.UID, owner.GID); err != nil {
 			return fault.New(fault.Denied, "it cannot be handed to user %d, group %d: %w: on NFS, export it with no_root_squash or chown it on the server", owner.UID, owner.GID, err)
 		}
+	}
+	if err := root.Chmod(".", mode); err != nil {
+		return explain(err)
 	}
 	b, err := json.Marshal(marker{ID: inventory.NewDatastoreID(), Name: name, Created: time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
@@ -119,9 +129,9 @@ func Open(dir string) (*Datastore, error) {
 	if err != nil {
 		return nil, fault.Wrap("open", object, err)
 	}
-	root, err := os.OpenRoot(dir)
+	root, err := openRoot(dir)
 	if err != nil {
-		return nil, fault.Wrap("open", object, notADirectory(err))
+		return nil, fault.Wrap("open", object, err)
 	}
 	m, err := readMarker(root)
 	if err != nil {

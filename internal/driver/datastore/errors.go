@@ -3,6 +3,7 @@ package datastore
 import (
 	"errors"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -29,14 +30,22 @@ func explain(err error) error {
 	return fault.New(fault.Internal, "%w", err)
 }
 
-func notADirectory(err error) error {
+// openRoot opens a directory. os.OpenRoot has no error of its own for what is none, so that is asked first.
+func openRoot(dir string) (*os.Root, error) {
+	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fault.New(fault.NotFound, "there is no such directory: make it, or mount it first")
-	case errors.Is(err, unix.ENOTDIR):
-		return fault.New(fault.Invalid, "it is not a directory: a datastore is one")
+		return nil, fault.New(fault.NotFound, "there is no such directory: make it, or mount it first")
+	case err == nil && !info.IsDir(), errors.Is(err, unix.ENOTDIR):
+		return nil, fault.New(fault.Invalid, "it is not a directory: a datastore is one")
+	case err != nil:
+		return nil, explain(err)
 	}
-	return explain(err)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return root, nil
 }
 
 // fileError says what is wrong with one file. os.Root has no error of its own for a path that leads out; its text is

@@ -80,7 +80,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	protocols.SetHTTP2(true)
 	server := &http.Server{
 		Handler:           &running,
-		TLSConfig:         conf,
+		TLSConfig:         conf.Clone(), // net/http changes its own
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: clientPingAfter, PingTimeout: pingTimeout},
 		ReadHeaderTimeout: callHeadTimeout,

@@ -232,6 +232,12 @@ func (c *commandLine) disks() error {
 	return nil
 }
 
+// NICDevice returns the device id of a VM's i-th network card, as QMP commands want it.
+func NICDevice(i int) string { return fmt.Sprintf("nic%d", i) }
+
+// NICBackend returns the path of that card's virtio backend in QEMU's object tree.
+func NICBackend(i int) string { return fmt.Sprintf("/machine/peripheral/nic%d/virtio-backend", i) }
+
 // nics connects every card to its switch port. romfile= leaves the network boot ROM out: it would have to be the same file on both sides.
 func (c *commandLine) nics() error {
 	reconnect := ""

@@ -126,7 +126,8 @@ func (c *Conn) MigrateIncoming(ctx context.Context, uri string, stayOnError bool
 	return c.Do(ctx, "migrate-incoming", args, nil)
 }
 
-// MigrateCancel asks QEMU to give the migration up; the MIGRATION event "cancelled" says when it has.
+// MigrateCancel asks QEMU to give the migration up; the MIGRATION event "cancelled" says when it has. QEMU ends a write that hangs by
+// shutting its socket down, so over "fd:" of a full pipe, which has no shutdown, the event never comes.
 func (c *Conn) MigrateCancel(ctx context.Context) error {
 	return c.Do(ctx, "migrate_cancel", nil, nil)
 }

@@ -13,7 +13,7 @@ const (
 	StateInMigrate     RunState = "inmigrate" // waits for or receives an incoming migration
 	StateRunning       RunState = "running"
 	StatePaused        RunState = "paused"
-	StateFinishMigrate RunState = "finish-migrate" // stopped for the last pages
+	StateFinishMigrate RunState = "finish-migrate" // stopped for the last pages; for a moment also after the event completed
 	StatePostMigrate   RunState = "postmigrate"    // left by a completed migration: must not run again without the release rules
 	StateShutdown      RunState = "shutdown"
 	StateIOError       RunState = "io-error"

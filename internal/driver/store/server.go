@@ -6,8 +6,11 @@ import (
 	"net/url"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/logutil"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/godwit-vm/godwit/internal/fault"
 )
@@ -114,13 +117,54 @@ func (cfg ServerConfig) etcd() (*embed.Config, error) {
 	conf.EnableGRPCGateway = false
 	conf.ListenMetricsUrls = nil
 
-	conf.Logger, conf.LogLevel = "zap", "warn"
-	conf.LogOutputs = []string{embed.StdErrLogOutput}
-	if cfg.LogFile != "" {
-		conf.LogOutputs = []string{cfg.LogFile}
+	// Users are known by their certificates; etcd's own tokens stay off.
+	conf.AuthToken = ""
+
+	logger, err := cfg.logger()
+	if err != nil {
+		return nil, err
 	}
+	conf.Logger, conf.LogLevel = "zap", "warn"
+	conf.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
 	return conf, nil
 }
+
+// logger writes etcd's warnings and errors. It leaves out what etcd says at every start and end of a member that is well;
+// when one of these is in earnest, Serve returns it.
+func (cfg ServerConfig) logger() (*zap.Logger, error) {
+	conf := logutil.DefaultZapLoggerConfig
+	conf.Level = zap.NewAtomicLevelAt(zap.WarnLevel)
+	conf.OutputPaths = []string{"stderr"}
+	if cfg.LogFile != "" {
+		conf.OutputPaths = []string{cfg.LogFile}
+	}
+	conf.ErrorOutputPaths = conf.OutputPaths
+	logger, err := conf.Build(zap.WrapCore(func(core zapcore.Core) zapcore.Core { return calm{core} }))
+	if err != nil {
+		return nil, fault.New(fault.Internal, "log %s: %w", cfg.LogFile, err)
+	}
+	return logger, nil
+}
+
+var ordinary = map[string]bool{
+	"Running http and grpc server on single port. This is not recommended for production.": true,
+	"setting up serving from embedded etcd failed.":                                        true,
+	"stopping secure grpc server due to error":                                             true,
+	"stopped secure grpc server due to error":                                              true,
+}
+
+type calm struct{ zapcore.Core }
+
+// Check leaves out what is ordinary.
+func (c calm) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if ordinary[e.Message] {
+		return to
+	}
+	return c.Core.Check(e, to)
+}
+
+// With keeps leaving it out.
+func (c calm) With(fields []zapcore.Field) zapcore.Core { return calm{c.Core.With(fields)} }
 
 // listen checks one URL. etcd binds addresses, not names.
 func (cfg ServerConfig) listen(what, text string) (url.URL, error) {

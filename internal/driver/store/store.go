@@ -37,14 +37,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"net"
 	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -80,6 +77,7 @@ type Config struct {
 // Store reads the inventory. Make one with Open.
 type Store struct {
 	client         *clientv3.Client
+	failure        *lastFailure
 	where          string // endpoints, for messages
 	migrationsKept int
 }
@@ -91,45 +89,24 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if len(cfg.Endpoints) == 0 {
 		return nil, fault.New(fault.Invalid, "open store: no endpoint given: set store.endpoints, or join a cluster first")
 	}
-	dialer := &net.Dialer{
-		Timeout: dialTimeout,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount,
-		},
-	}
+	failure := &lastFailure{}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            cfg.Endpoints,
 		TLS:                  cfg.TLS,
 		Logger:               zap.NewNop(),
 		DialKeepAliveTime:    pingEvery,
 		DialKeepAliveTimeout: pingTimeout,
-		DialOptions: []grpc.DialOption{
-			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-				return dialer.DialContext(ctx, "tcp", hostPort(address))
-			}),
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: reconnectDelayMin, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectDelayMax},
-				MinConnectTimeout: dialTimeout,
-			}),
-		},
+		DialOptions:          dialOptions(cfg.TLS, failure),
 	})
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
-	s := &Store{client: client, where: strings.Join(cfg.Endpoints, ", "), migrationsKept: MigrationsKept}
+	s := &Store{client: client, failure: failure, where: strings.Join(cfg.Endpoints, ", "), migrationsKept: MigrationsKept}
 	if _, err := s.get(ctx, keyCluster); err != nil {
 		_ = client.Close() // it never worked; err says why
 		return nil, err
 	}
 	return s, nil
-}
-
-// hostPort strips the scheme that etcd's resolver may leave in front of an address.
-func hostPort(address string) string {
-	if _, rest, ok := strings.Cut(address, "://"); ok {
-		return rest
-	}
-	return address
 }
 
 // Close ends the connection and all watches.
@@ -172,17 +149,19 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	if st, ok := status.FromError(err); ok {
 		text = st.Message()
 	}
-	switch {
+	switch code := status.Code(err); {
 	case strings.Contains(text, "database space exceeded"):
 		return fault.New(fault.NoResources, "store %s is full: see godwit store dump for what fills it, then compact and defragment it", s.where)
-	case strings.Contains(text, "authentication handshake failed"), strings.Contains(text, "x509:"), strings.Contains(text, "tls:"):
-		return fault.New(fault.Denied, "store %s and this host do not trust each other: check that both belong to the same cluster and that their clocks are right: %s", s.where, text)
-	}
-	switch code := status.Code(err); {
-	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
-		text = "no answer in " + CallTimeout.String()
 	case code == codes.InvalidArgument, code == codes.FailedPrecondition:
 		return fault.New(fault.Internal, "store %s: %w", s.where, err)
+	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
+		text = "no answer in " + CallTimeout.String()
+	}
+	if last := s.failure.get(); last != nil {
+		text = last.Error()
+	}
+	if strings.Contains(text, "tls:") || strings.Contains(text, "x509:") {
+		return fault.New(fault.Denied, "store %s and this host do not trust each other: check that both belong to the same cluster and that their clocks are right: %s", s.where, text)
 	}
 	return fault.New(fault.Unavailable, "store %s does not answer: check that godwit runs on that host and that the network reaches it: %s", s.where, text)
 }

@@ -121,6 +121,14 @@ type (
 		ID        string
 		Migration inventory.MigrationID `json:",omitempty"`
 		Host      inventory.HostID      `json:",omitempty"`
+		Again     int                   `json:",omitempty"`
+	}
+	trackRequest struct {
+		ID     string
+		Filter Filter
+	}
+	trackAnswer struct {
+		Written uint64
 	}
 	reserveRequest struct {
 		Spec      PortSpec

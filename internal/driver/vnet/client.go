@@ -70,11 +70,27 @@ func (c *Client) Unhold(ctx context.Context, port string) error {
 	return c.call(ctx, "unhold", portRequest{ID: port}, &empty{})
 }
 
-// Forward sends everything queued since Hold, and everything that follows, to the reserved port of the target host,
-// and keeps a copy of each frame. Call it when the guest has stopped. Without a trunk to the target it returns
-// fault.Unavailable and the port stays held.
-func (c *Client) Forward(ctx context.Context, port string, target inventory.HostID, id inventory.MigrationID) error {
-	return c.call(ctx, "forward", portRequest{ID: port, Host: target, Migration: id}, &empty{})
+// Track holds the port as Hold does and counts from now on, once Unhold lets frames pass again, those that are written
+// to its client and that a guest with this filter takes. The guest's receive ring must be read between Track and Unhold:
+// nothing is on the way then.
+func (c *Client) Track(ctx context.Context, port string, filter Filter) error {
+	return c.call(ctx, "track", trackRequest{ID: port, Filter: filter}, &empty{})
+}
+
+// Tracked returns how many frames were written since Track that the guest takes, 0 for a port that is not tracked. The
+// number stands still while the port is held.
+func (c *Client) Tracked(ctx context.Context, port string) (uint64, error) {
+	var a trackAnswer
+	err := c.call(ctx, "tracked", portRequest{ID: port}, &a)
+	return a.Written, err
+}
+
+// Forward sends the last again frames that were written since Track (those that the guest did not get before it stopped),
+// everything queued since Hold, and everything that follows, to the reserved port of the target host, and keeps a copy
+// of each frame. Call it when the guest has stopped. Without a trunk to the target it returns fault.Unavailable and the
+// port stays held.
+func (c *Client) Forward(ctx context.Context, port string, target inventory.HostID, id inventory.MigrationID, again int) error {
+	return c.call(ctx, "forward", portRequest{ID: port, Host: target, Migration: id, Again: again}, &empty{})
 }
 
 // Abort takes a held or forwarding port back to normal: every frame since Hold is written to its own QEMU in order. Call

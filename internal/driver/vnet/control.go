@@ -65,7 +65,14 @@ func (s *Switch) handler() http.Handler {
 	handle(mux, "hold", func(ctx context.Context, r portRequest) (empty, error) { return empty{}, s.Hold(ctx, r.ID) })
 	handle(mux, "unhold", func(ctx context.Context, r portRequest) (empty, error) { return empty{}, s.Unhold(ctx, r.ID) })
 	handle(mux, "forward", func(ctx context.Context, r portRequest) (empty, error) {
-		return empty{}, s.Forward(ctx, r.ID, r.Host, r.Migration)
+		return empty{}, s.Forward(ctx, r.ID, r.Host, r.Migration, r.Again)
+	})
+	handle(mux, "track", func(ctx context.Context, r trackRequest) (empty, error) {
+		return empty{}, s.Track(ctx, r.ID, r.Filter)
+	})
+	handle(mux, "tracked", func(_ context.Context, r portRequest) (trackAnswer, error) {
+		n, err := s.Tracked(r.ID)
+		return trackAnswer{Written: n}, err
 	})
 	handle(mux, "abort", func(ctx context.Context, r portRequest) (empty, error) {
 		return empty{}, s.Abort(ctx, r.ID, r.Migration)

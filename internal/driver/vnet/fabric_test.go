@@ -262,7 +262,7 @@ func (w *world) switchover(target inventory.HostID, abort bool) {
 	w.runs = ""
 	w.jumble(10)
 	w.now = w.now.Add(time.Millisecond)
-	must(a.startForward(pa, target, id, w.now))
+	must(a.startForward(pa, target, id, nil, w.now))
 	w.jumble(40)
 	if abort {
 		b.mu.Lock()

@@ -38,9 +38,10 @@ func (n *node) join(id, m string, address netip.Prefix) *netclient.Client {
 	return c
 }
 
-// echo serves one echo connection after the other on a listener until it is closed.
+// echo serves one echo connection after the other on a listener until the test ends.
 func echo(t testing.TB, l net.Listener) {
 	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -49,11 +50,13 @@ func echo(t testing.TB, l net.Listener) {
 			if err != nil {
 				return
 			}
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			_, _ = io.Copy(conn, conn)
+			stop()
 			_ = conn.Close()
 		}
 	}()
-	t.Cleanup(func() { _ = l.Close(); <-done })
+	t.Cleanup(func() { cancel(); _ = l.Close(); <-done })
 }
 
 // talk sends a line over the connection and expects it back.

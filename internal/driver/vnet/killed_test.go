@@ -77,6 +77,7 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 	}()
 	buf := make([]byte, 64<<10)
 	killed := false
+	t0 := time.Now()
 	for at := 0; at < bytes; {
 		k, err := io.ReadFull(conn, buf[:min(len(buf), bytes-at)])
 		if err != nil {
@@ -88,6 +89,7 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 			}
 		}
 		at += k
+		if at%(1<<20) < k { t.Logf("%v %d", time.Since(t0), at) }
 		if !killed && at > bytes/2 {
 			killed = true
 			kill()
@@ -95,6 +97,7 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 		}
 	}
 	must(t, <-written)
+	t.Logf("took %v", time.Since(t0))
 	ports, err := n.Ports(t.Context())
 	must(t, err)
 	if len(ports) != 2 {

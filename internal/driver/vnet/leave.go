@@ -33,8 +33,9 @@ func (f *fabric) hold(p *port) error {
 	return nil
 }
 
-// startForward sends the backlog, and all that follows, to the target's reserved port.
-func (f *fabric) startForward(p *port, target inventory.HostID, id inventory.MigrationID, now time.Time) error {
+// startForward sends the frames in again, the backlog, and all that follows, to the target's reserved port. It takes the
+// references in again, unless it returns an error.
+func (f *fabric) startForward(p *port, target inventory.HostID, id inventory.MigrationID, again []*frame, now time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := p.present(); err != nil {
@@ -57,8 +58,8 @@ func (f *fabric) startForward(p *port, target inventory.HostID, id inventory.Mig
 	p.leave = passage{id: id, key: keyOfMigration(id), peer: target, first: uint64(now.UnixNano())}
 	p.leave.sequence = p.leave.first
 	p.mode, p.flushed, p.committed = ModeForwarding, map[inventory.HostID]bool{}, false
-	copies := p.backlog
-	p.backlog = nil
+	copies := append(again, p.backlog...)
+	p.backlog, p.again = nil, len(again)
 	for _, fr := range copies {
 		f.forward(p, fr)
 	}
@@ -125,8 +126,13 @@ func (f *fabric) resume(p *port, forwarding bool, now time.Time) error {
 	case p.committed:
 		return fault.New(fault.Conflict, "port %s has been committed: its guest runs at host %s", p.spec.ID, p.leave.peer)
 	}
-	p.hand(p.backlog)
-	p.backlog, p.flushed, p.leave = nil, nil, passage{}
+	// The client was given the first again frames before: it goes on with what it had in hand.
+	again := min(p.again, len(p.backlog))
+	for _, fr := range p.backlog[:again] {
+		fr.release()
+	}
+	p.hand(p.backlog[again:])
+	p.backlog, p.flushed, p.leave, p.again = nil, nil, passage{}, 0
 	p.mode = ModeNormal
 	if !p.mac.zero() {
 		p.seg.table[p.mac] = &entry{port: p, seen: now}

@@ -188,7 +188,7 @@ func (s *Switch) Unhold(_ context.Context, id string) error {
 }
 
 // Forward sends what is queued to the target host; see Client.Forward.
-func (s *Switch) Forward(ctx context.Context, id string, target inventory.HostID, migration inventory.MigrationID) error {
+func (s *Switch) Forward(ctx context.Context, id string, target inventory.HostID, migration inventory.MigrationID, again int) error {
 	if migration == "" || target == "" || target == s.cfg.Host {
 		return fault.New(fault.Invalid, "port %s: forwarding needs a migration and another host as its target", id)
 	}
@@ -199,9 +199,14 @@ func (s *Switch) Forward(ctx context.Context, id string, target inventory.HostID
 	if err := p.io.waitHeard(ctx); err != nil {
 		return err
 	}
-	if err := s.fabric.startForward(p, target, migration, time.Now()); err != nil {
+	frames := p.io.recent.last(again)
+	if err := s.fabric.startForward(p, target, migration, frames, time.Now()); err != nil {
+		for _, fr := range frames {
+			fr.release()
+		}
 		return err
 	}
+	p.io.recent.end()
 	s.log.InfoContext(ctx, "port forwards", slog.String("port", id), slog.String("host", string(target)), slog.String("migration", string(migration)))
 	s.changed()
 	return nil

@@ -28,6 +28,7 @@ type port struct {
 	moves     uint64                    // how often the guest's address has moved
 	backlog   []*frame                  // held: frames since Hold. forwarding: copies. reserved: forwarded frames
 	leave     passage                   // held and forwarding
+	again     int                       // forwarding: copies at the start that the own client was given before
 	committed bool                      // forwarding: there are no copies any more
 	until     time.Time                 // forwarding, committed: when the port goes at the latest
 	flushed   map[inventory.HostID]bool // forwarding: origins whose frames the target has directly
@@ -96,6 +97,9 @@ func (f *fabric) removePort(p *port) {
 	delete(p.seg.ports, p)
 	delete(f.ports, p.spec.ID)
 	p.dropBacklog()
+	if p.io != nil {
+		p.io.recent.end()
+	}
 	p.dropWindow()
 	releaseAll(p.out.drain())
 	p.openGate()

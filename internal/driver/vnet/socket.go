@@ -39,6 +39,8 @@ type socket struct {
 	closing  chan struct{} // closed when the port is removed
 	once     sync.Once
 
+	recent recent // what was written to the client lately, while the port is tracked
+
 	mu     sync.Mutex
 	client *client
 }
@@ -249,6 +251,7 @@ func (k *socket) write(c *client) {
 			fr := batch[i].frame
 			buf = binary.BigEndian.AppendUint32(buf, uint32(len(fr.data)))
 			buf = append(buf, fr.data...)
+			k.recent.note(fr)
 			fr.release()
 			batch[i] = item{}
 		}

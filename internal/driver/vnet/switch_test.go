@@ -167,7 +167,7 @@ func TestRefusals(t *testing.T) {
 		{"a path that is a file", n.AddPort(ctx, onFile), fault.Exists},
 		{"a broadcast address", n.AddPort(ctx, badMAC), fault.Invalid},
 		{"holding nothing", n.Hold(ctx, "none"), fault.NotFound},
-		{"forwarding unheld", n.Forward(ctx, "a", "host-2", "m"), fault.Conflict},
+		{"forwarding unheld", n.Forward(ctx, "a", "host-2", "m", 0), fault.Conflict},
 		{"opening unreserved", n.Open(ctx, "a", "m"), fault.Conflict},
 		{"discarding a live port", n.Discard(ctx, "a", "m"), fault.Conflict},
 		{"committing a live port", n.Commit(ctx, "a", "m"), fault.Conflict},
@@ -181,7 +181,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	must(t, n.Hold(ctx, "a"))
-	if err := n.Forward(ctx, "a", "host-2", "m"); !fault.Is(err, fault.Unavailable) {
+	if err := n.Forward(ctx, "a", "host-2", "m", 0); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("forwarding without a trunk: %v", err)
 	}
 	must(t, n.Abort(ctx, "a", "m"))

@@ -74,8 +74,8 @@ func (g *roamer) migrate(target int, abort bool) {
 	must(t, a.Hold(ctx, "guest"))
 	g.receive(g.self) // Hold has answered, so this is all that it will get
 	g.speak()         // it runs until it is stopped
-	must(t, a.Forward(ctx, "guest", b.host, id))
-	must(t, a.Forward(ctx, "guest", b.host, id)) // an agent that is not sure repeats itself
+	must(t, a.Forward(ctx, "guest", b.host, id, 0))
+	must(t, a.Forward(ctx, "guest", b.host, id, 0)) // an agent that is not sure repeats itself
 	if abort {
 		must(t, b.Discard(ctx, "guest", id))
 		<-arriving.done
@@ -199,7 +199,7 @@ func TestSwitchoverSurvivesBrokenTrunk(t *testing.T) {
 	for i := range 100 {
 		s.send(guestMAC, i)
 	}
-	must(t, a.Forward(ctx, "guest", b.host, "mig"))
+	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	eventually(t, "the target has the first frames", func() bool {
 		p, err := b.Port(ctx, "guest")
 		must(t, err)
@@ -233,7 +233,7 @@ func TestAbortWithoutTarget(t *testing.T) {
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
 	must(t, a.Hold(ctx, "guest"))
 	s.send(guestMAC, 0)
-	must(t, a.Forward(ctx, "guest", b.host, "mig"))
+	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	s.send(guestMAC, 1)
 	b.stop()
 	a.waitTrunks(0)
@@ -295,7 +295,7 @@ func TestAnnounce(t *testing.T) {
 	near, far := b.station("near", macB), a.station("far", macA)
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
 	must(t, a.Hold(ctx, "guest"))
-	must(t, a.Forward(ctx, "guest", b.host, "mig"))
+	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	began := time.Now()
 	must(t, b.Open(ctx, "guest", "mig"))
 	must(t, a.Commit(ctx, "guest", "mig"))
@@ -327,7 +327,7 @@ func TestMissingFlushIsWaitedForBriefly(t *testing.T) {
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
 	arrived := b.attach("guest", guestMAC.String())
 	must(t, a.Hold(ctx, "guest"))
-	must(t, a.Forward(ctx, "guest", b.host, "mig"))
+	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	c.sw.fabric.mu.Lock() // this host stands still
 	defer c.sw.fabric.mu.Unlock()
 	must(t, b.Open(ctx, "guest", "mig"))

@@ -143,7 +143,7 @@ func (t *trunk) serve(ctx context.Context, conn net.Conn) error {
 	}
 	t.connected(conn)
 	t.fabric.linkUp(t.link, time.Now())
-	t.log.Info("trunk is up", slog.String("peer", string(t.peer.ID)))
+	t.log.InfoContext(ctx, "trunk is up", slog.String("peer", string(t.peer.ID)))
 
 	gone := make(chan struct{})
 	var writing sync.WaitGroup

@@ -131,9 +131,18 @@ func (s *handovers) Release(ctx context.Context, req *connect.Request[godwitv1.R
 // Discard drops this host's side of a migration for good.
 func (s *handovers) Discard(ctx context.Context, req *connect.Request[godwitv1.DiscardRequest]) (*connect.Response[godwitv1.DiscardResponse], error) {
 	m := req.Msg
-	discarded, err := s.agent.Discard(ctx, inventory.MigrationID(m.GetMigration()), inventory.HostID(m.GetSource()), m.GetSourceEpoch())
+	answer, err := s.agent.Discard(ctx, inventory.MigrationID(m.GetMigration()), inventory.HostID(m.GetSource()), m.GetSourceEpoch())
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&godwitv1.DiscardResponse{Discarded: discarded}), nil
+	resp := &godwitv1.DiscardResponse{}
+	switch answer {
+	case migrate.AnswerDiscarded:
+		resp.Answer = godwitv1.DiscardResponse_ANSWER_DISCARDED
+	case migrate.AnswerRunning:
+		resp.Answer = godwitv1.DiscardResponse_ANSWER_RUNNING
+	case migrate.AnswerLost:
+		resp.Answer = godwitv1.DiscardResponse_ANSWER_LOST
+	}
+	return connect.NewResponse(resp), nil
 }

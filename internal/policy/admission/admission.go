@@ -154,6 +154,9 @@ func (f Facts) storage(r *reasons) {
 		if name == "" {
 			name = string(id)
 		}
+		if source.ID != "" && !source.Shared {
+			r.add("datastore %s is not shared: %s declares it local to itself; move the VM's disks to a shared datastore", name, f.Source.ID)
+		}
 		target, mounted := mount(f.Target, id)
 		if !mounted {
 			i := slices.IndexFunc(f.Target.Spec.Datastores, func(m inventory.DatastoreMount) bool { return m.Name == name })
@@ -164,9 +167,6 @@ func (f Facts) storage(r *reasons) {
 			there := f.Target.Spec.Datastores[i]
 			r.add("datastore %s is not shared: %s on %s is another one (%s, not %s); mount the same file system on both hosts", name, there.Path, f.Target.ID, there.ID, id)
 			continue
-		}
-		if source.ID != "" && !source.Shared {
-			r.add("datastore %s is not shared: %s declares it local to itself; move the VM's disks to a shared datastore", name, f.Source.ID)
 		}
 		if !target.Shared {
 			r.add("datastore %s is not shared: %s declares it local to itself; move the VM's disks to a shared datastore", name, f.Target.ID)

@@ -24,7 +24,7 @@ const PageSize = 4 * inventory.KiB
 const (
 	Lead      = 40 * time.Millisecond  // how long before the predicted stop to hold: a poll of 10 to 20 ms and the way to the switch
 	HoldMax   = 150 * time.Millisecond // a hold longer than that was wrong
-	HoldPause = 300 * time.Millisecond // between a wrong hold and the next one
+	HoldPause = 300 * time.Millisecond // between a hold that lasted HoldMax and the next one
 )
 
 // The bounds of the downtime limit. QEMU's own default is 300 ms; its maximum is 2000 s.
@@ -83,6 +83,7 @@ type Track struct {
 	config  Config
 	started bool
 	last    Sample
+	passAt  time.Duration // when this round was first seen
 	sent    meter         // of Transferred: what the link carries
 	drained meter         // of Remaining, upside down, within one pass: zero pages cost nothing on the link
 	holding bool          // the last advice on the ports was Hold
@@ -100,7 +101,7 @@ func (t Track) Step(s Sample) (Track, Advice) {
 		s.At = t.last.At
 	}
 	if !t.started || s.Passes != t.last.Passes {
-		t.drained = meter{}
+		t.drained, t.passAt = meter{}, s.At
 	}
 	t.sent = t.sent.step(s.At, float64(s.Transferred))
 	t.drained = t.drained.step(s.At, -float64(s.Remaining))
@@ -133,28 +134,25 @@ func (t Track) send() float64 {
 
 func (t Track) dirty() float64 { return float64(t.last.DirtyPages) * float64(PageSize) }
 
-// eta predicts the time to the switchover: the rest of this round, and then what is written during each round is the next one. The
-// rounds shrink by dirty/send each, so their sum is that of a geometric series.
+// eta predicts the time to the switchover: the rest of this round, and the rounds after it. The next one has to send what is written
+// during this one, and each after that is smaller by dirty/send, so their sum is that of a geometric series.
 func (t Track) eta() time.Duration {
 	send := t.send()
 	if send <= 0 {
 		return Unknown
 	}
-	rest := float64(t.last.Remaining) - send*t.config.Downtime.Seconds()
-	if rest <= 0 {
-		rest = 0
-	}
 	fall := send
 	if r, ok := t.drained.rate(); ok && r > 0 {
 		fall = r
 	}
+	rest := max(0, float64(t.last.Remaining)-send*t.config.Downtime.Seconds())
 	seconds := rest / fall
 	if t.last.Passes > 1 { // in the first round QEMU does not know yet how fast the guest writes
 		share := t.dirty() / send
 		if share >= 1 {
 			return Unknown
 		}
-		seconds /= 1 - share
+		seconds += share * ((t.last.At - t.passAt).Seconds() + seconds) / (1 - share)
 	}
 	if !(seconds < etaMax.Seconds()) { // also when it is no number
 		return Unknown
@@ -175,15 +173,17 @@ func (t Track) pause() time.Duration {
 }
 
 // port turns the prediction into advice. A hold ends when a new round shows that the end was not as near as it looked, and in any
-// case after HoldMax; then the ports are left alone for HoldPause.
+// case after HoldMax; after that the ports are left alone for HoldPause.
 func (t Track) port(eta time.Duration) (Track, PortAdvice) {
 	at := t.last.At
-	near := eta != Unknown && eta <= Lead
 	switch {
-	case t.holding && (at-t.heldAt >= HoldMax || eta == Unknown || eta > 2*Lead):
+	case t.holding && at-t.heldAt >= HoldMax:
 		t.holding, t.freeAt = false, at+HoldPause
 		return t, Unhold
-	case !t.holding && near && at >= t.freeAt:
+	case t.holding && (eta == Unknown || eta > 2*Lead):
+		t.holding = false
+		return t, Unhold
+	case !t.holding && eta != Unknown && eta <= Lead && at >= t.freeAt:
 		t.holding, t.heldAt = true, at
 		return t, Hold
 	}

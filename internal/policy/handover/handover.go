@@ -22,12 +22,16 @@
 //
 // # The contract with whoever drives the machines
 //
-//   - Events are given one at a time, and the actions of one event are done in order before the next event is given.
+//   - Events are given one at a time, and the actions of one event are done in order before the next event is given. Every
+//     event carries the authority as it is right then.
 //   - When an action fails, those after it are not done, and its failure comes as an event (SourceJournalFailed,
 //     SourceResumeFailed, TargetJournalFailed, TargetContFailed). Sends, reports and writes to the store that fail without an
 //     event of their own need nothing: the tick asks for them again.
+//   - Reports may be written later, so that no round trip to the store lies in the pause; the last one counts.
+//   - The heir is set by a transaction that ends before ClearHeir begins, and is not asked for in any other state than
+//     copying and gate.
 //   - A cont whose outcome is unknown (QEMU closed the socket, or did not answer in time) did not fail. The driver of the
-//     machine finds out, and gives gone, resumed or failed.
+//     machine finds out, and gives gone, resumed or failed. A cont that was certainly never sent did fail.
 //   - Ticks (SourceTick, TargetTick) come whenever a wait has lasted some bound that the caller names, for as long as
 //     Final is false.
 //   - A VM whose QEMU is gone is started again by its owner only when the owner's end of the migration is Final.

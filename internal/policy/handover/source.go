@@ -11,26 +11,19 @@ type SourceState string
 
 // The states of the source.
 //
-//	           pre-switchover          heir-set
-//	┌─────────┐  without heir ┌──────┐
-//	│ copying ├──────────────►│ gate ├────────┐
-//	└┬──────┬─┘               └──┬───┘        ▼
-//	 │      │ pre-switchover, heir set  ┌───────────┐ completed, authority ┌──────────┐ running  ┌───────┐
-//	 │      └───────────────────────────► switching ├──────────────────────► released ├──────────► moved │
-//	 │ cancel, abort,            │      └──┬──┬─────┘                      └┬─┬─┬─────┘          └───┬───┘
-//	 │ discarded                 │         │  │ completed,     ▲ authority  │ │ │ owner is target    │ owner is
-//	 ▼                           ▼         │  │ authority short│            │ │ └────────────────┐   │ target
-//	┌──────────────────────────────┐       │  └──────────► ┌───┴───────┐    │ │ target fenced    ▼   ▼
-//	│ aborting: QEMU's word decides│◄──────┘               │ completed │    │ │ or lost        ┌──────┐
-//	└┬─────────────────┬───────────┘                       └─┬─────────┘    │ └───────────────►│ over │
-//	 │ failed: runs on │ completed                           │ cancel       │ returned         └──▲───┘
-//	 │                 ▼                                     ▼              ▼                     │
-//	 │              ┌─────────┐  authority  ┌──────────┐  resumed                                 │
-//	 │              │ keeping ├────────────►│ resuming ├──────────┐                               │
-//	 │              └─────────┘             └──────────┘          ▼                               │
-//	 │                                                        ┌────────┐  heir cleared            │
-//	 └───────────────────────────────────────────────────────►│ ending ├──────────────────────────┘
-//	                                                          └────────┘
+//	              no heir          heir set
+//	         ┌──────────────► gate ─────────┐
+//	         │                              ▼     completed             running          owner is target
+//	copying ─┴────────────────────────► switching ──────────► released ─────────► moved ─────────────────► over
+//	   │        pre-switchover             │  │                ▲   │                                         ▲
+//	   │        with heir                  │  │ authority      │   │ returned                                │ heir
+//	   │ cancel, abort,                    │  │ short          │   │                                         │ cleared
+//	   │ target discarded                  │  └──► completed ──┘   │                                         │
+//	   ▼                                   │           │ cancel    ▼     authority            resumed        │
+//	aborting ◄─────────────────────────────┘           └──────► keeping ──────────► resuming ─────────► ending
+//	   │ │              completed                                  ▲                                       ▲
+//	   │ └─────────────────────────────────────────────────────────┘                                       │
+//	   └─── failed: QEMU runs on by itself ────────────────────────────────────────────────────────────────┘
 //
 // The source copies until QEMU stops the vCPUs at pre-switchover. With the heir set it lets QEMU go on; from there QEMU alone
 // decides: it fails, and then runs on by itself, or it completes, and then never runs by itself again. On completed the source
@@ -38,13 +31,17 @@ type SourceState string
 // never released: the source lets it run again), and through ending, which takes the heir back, to over. After the release
 // only the target's answer moves the source: running to moved, returned to keeping.
 //
-// Three states are not in the drawing. Dropped follows released or moved when the target is fenced without being owner: its
-// memory may have run and is gone, this memory is older than the disk, so both are given up and the VM starts cold with a
-// later generation. Adopted is a source whose agent was restarted and which does not know yet what its
-// QEMU does; such an attempt is over unless the journal holds released. Withdrawing is a source that cannot trust its
-// journal: the entry released may or may not be there (the write failed, or the host was rebooted). It asks the target to
-// discard, and only its final word moves it on: without that a later restart could find the entry and release a VM that
-// runs here.
+// Three states are not in the drawing.
+//
+// Dropped follows released or moved when the target is fenced without being owner: its memory may have run and is gone, and this
+// memory may be older than the disk. Both are given up, and the VM starts cold with a later generation.
+//
+// Adopted is a source whose agent was restarted and which does not know yet what its QEMU does. Such an attempt is over, unless the
+// journal holds released.
+//
+// Withdrawing is a source that cannot trust its journal: released may be in it or not, as the write failed or the host was
+// rebooted. It asks the target to discard, and only the target's final word moves it on. Without that a later restart could find
+// the entry, and release a VM that runs here.
 const (
 	SourceCopying     SourceState = "copying"     // QEMU copies while the VM runs here
 	SourceGate        SourceState = "gate"        // QEMU has stopped at pre-switchover, the heir is not set yet
@@ -65,7 +62,7 @@ const (
 // SourceEventKind names what happened at the source.
 type SourceEventKind string
 
-// The events of the source. Those that let it decide something carry the authority left.
+// The events of the source. SourceHeirCleared is also for a restarted source that finds no heir in the store.
 const (
 	SourceHeirSet       SourceEventKind = "heir-set"        // the store names the target heir for this migration
 	SourceHeirRefused   SourceEventKind = "heir-refused"    // the store refused that for good
@@ -88,7 +85,7 @@ const (
 	SourceFoundCopying  SourceEventKind = "found-migrating" // after a restart: QEMU still migrates
 	SourceFoundDone     SourceEventKind = "found-completed" // after a restart: it completed a migration, vCPUs stopped
 	SourceFoundGone     SourceEventKind = "found-gone"      // after a restart: no process, and the journal is of this boot
-	SourceFoundRebooted SourceEventKind = "found-rebooted"  // after a reboot of the host: no process, and the journal is lost
+	SourceFoundRebooted SourceEventKind = "found-rebooted"  // after a reboot: no process, and the run directory is gone with its journal
 )
 
 // SourceEvent is one thing that happened at the source.

@@ -78,9 +78,9 @@ func (s Source) migrating(e SourceEvent) (Source, []SourceAction) {
 	case SourceGone:
 		return s.died(e)
 	case SourceCancel:
-		return s.abort(inventory.Canceled, "canceled", e.Why)
+		return s.abort(inventory.Canceled, either(e.Why, "canceled"), "")
 	case SourceAbort:
-		return s.abort(inventory.Failed, "given up", e.Why)
+		return s.abort(inventory.Failed, either(e.Why, "given up"), "")
 	case SourceTargetFenced:
 		return s.abort(inventory.Failed, "the target was fenced", e.Why)
 	case SourceAnswered:
@@ -127,9 +127,9 @@ func (s Source) done(e SourceEvent) (Source, []SourceAction) {
 	//exhaustive:ignore
 	switch e.Kind {
 	case SourceCancel:
-		return s.because(inventory.Canceled, "canceled", e.Why).keep(e)
+		return s.because(inventory.Canceled, either(e.Why, "canceled"), "").keep(e)
 	case SourceAbort:
-		return s.because(inventory.Failed, "given up", e.Why).keep(e)
+		return s.because(inventory.Failed, either(e.Why, "given up"), "").keep(e)
 	case SourceTargetFenced:
 		return s.because(inventory.Failed, "the target was fenced", e.Why).keep(e)
 	case SourceAnswered:
@@ -381,7 +381,9 @@ func (s Source) ending(e SourceEvent) (Source, []SourceAction) {
 			return s, []SourceAction{s.report(s.Ends, s.Why)}
 		}
 	case SourceHeirSet:
-		return s.end() // the transaction was under way when the attempt ended
+		if s.Ends != inventory.Completed {
+			return s.end() // the transaction was under way when the attempt ended
+		}
 	case SourceTick:
 		if s.State == SourceEnding {
 			return s.end()
@@ -433,6 +435,14 @@ func (s Source) journal(kind EntryKind, why string) SourceAction {
 
 func (s Source) report(phase inventory.Phase, why string) SourceAction {
 	return SourceAction{Kind: SourceReport, Phase: phase, Why: why}
+}
+
+// either returns what was said, or else the other words.
+func either(said, other string) string {
+	if said == "" {
+		return other
+	}
+	return said
 }
 
 // join returns "why: detail", or either where the other is empty.

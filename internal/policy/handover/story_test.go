@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -171,12 +172,9 @@ func again[M comparable](t *testing.T, machine M) M {
 
 func known[K comparable](t *testing.T, all []K, kind K) {
 	t.Helper()
-	for _, k := range all {
-		if k == kind {
-			return
-		}
+	if !slices.Contains(all, kind) {
+		t.Fatalf("there is no event %v", kind)
 	}
-	t.Fatalf("there is no event %v", kind)
 }
 
 func cut(s, sep string) (before, after string) {
@@ -205,25 +203,23 @@ func entriesOf(entries []Entry) string {
 }
 
 func (a SourceAction) tell() string {
-	switch a.Kind {
-	case SourceJournal:
+	if a.Kind == SourceJournal {
 		return fmt.Sprintf("journal %s%s", a.Entry.Kind, because(a.Entry.Why))
-	case SourceReport:
-		return fmt.Sprintf("report %v%s", a.Phase, because(a.Why))
-	default:
-		return string(a.Kind) + because(a.Why)
 	}
+	if a.Kind == SourceReport {
+		return fmt.Sprintf("report %v%s", a.Phase, because(a.Why))
+	}
+	return string(a.Kind) + because(a.Why)
 }
 
 func (a TargetAction) tell() string {
-	switch a.Kind {
-	case TargetJournal:
+	if a.Kind == TargetJournal {
 		return fmt.Sprintf("journal %s%s", a.Entry.Kind, because(a.Entry.Why))
-	case SendAnswer:
-		return fmt.Sprintf("answer %s%s", a.Answer, because(a.Why))
-	default:
-		return string(a.Kind) + because(a.Why)
 	}
+	if a.Kind == SendAnswer {
+		return fmt.Sprintf("answer %s%s", a.Answer, because(a.Why))
+	}
+	return string(a.Kind) + because(a.Why)
 }
 
 func because(why string) string {

@@ -44,7 +44,7 @@ const (
 // TargetEventKind names what happened at the target.
 type TargetEventKind string
 
-// The events of the target. Those that let it decide something carry the authority left.
+// The events of the target.
 const (
 	TargetPrepared       TargetEventKind = "prepared"        // QEMU listens, the switch port is reserved
 	TargetLoaded         TargetEventKind = "loaded"          // QEMU reports the incoming migration completed
@@ -62,7 +62,7 @@ const (
 	TargetFoundLoaded    TargetEventKind = "found-loaded"    // after a restart: QEMU has loaded and is stopped
 	TargetFoundRunning   TargetEventKind = "found-running"   // after a restart: vCPUs run, or stopped by a guest's panic or I/O error
 	TargetFoundGone      TargetEventKind = "found-gone"      // after a restart: no process, and the journal is of this boot
-	TargetFoundRebooted  TargetEventKind = "found-rebooted"  // after a reboot of the host: no process, and the journal is lost
+	TargetFoundRebooted  TargetEventKind = "found-rebooted"  // after a reboot: no process, and the run directory is gone with its journal
 )
 
 // TargetEvent is one thing that happened at the target.
@@ -85,8 +85,8 @@ const (
 	SendAnswer TargetActionKind = "answer"
 	// KillTarget ends the own QEMU and waits for its end, so that its image locks are free; nothing to do when it is gone.
 	KillTarget TargetActionKind = "kill"
-	// FreeTarget removes the run directory and the switch port. The journal stays until the migration's record is final, the
-	// lock record's number is burnt.
+	// FreeTarget removes what was made here but the journal, which stays until the migration's record is final; the number of
+	// the lock record is burnt.
 	FreeTarget TargetActionKind = "free"
 	// OpenPort opens the switch port and announces the VM on its networks.
 	OpenPort TargetActionKind = "open-port"

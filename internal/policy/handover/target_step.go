@@ -42,7 +42,7 @@ func (t Target) waiting(e TargetEvent) (Target, []TargetAction) {
 			return t.resume(e)
 		}
 	case TargetDiscard:
-		return t.discard("told to", e.Why)
+		return t.discard(either(e.Why, "told to discard"), "")
 	case TargetGone:
 		return t.discard("the target's QEMU ended", e.Why)
 	case TargetAuthorityShort:
@@ -83,7 +83,9 @@ func (t Target) resuming(e TargetEvent) (Target, []TargetAction) {
 		return next, append([]TargetAction{{Kind: KillTarget}}, actions...)
 	case TargetJournalFailed:
 		// The cont was not sent. The entry may be there all the same, which costs a restarted agent no more than a cold start.
-		return t.discard("the release could not be journalled", e.Why)
+		if !t.Doubt {
+			return t.discard("the release could not be journalled", e.Why)
+		}
 	case TargetGone:
 		return t.take()
 	case TargetTick:
@@ -177,7 +179,9 @@ func (t Target) discarded(e TargetEvent) (Target, []TargetAction) {
 			return t, t.discards()
 		}
 	case TargetFoundIncoming, TargetFoundLoaded, TargetFoundGone:
-		return t, []TargetAction{{Kind: KillTarget}, answer(AnswerDiscarded, t.Why), {Kind: FreeTarget}}
+		if t.State == TargetDiscarded {
+			return t, []TargetAction{{Kind: KillTarget}, answer(AnswerDiscarded, t.Why), {Kind: FreeTarget}}
+		}
 	case TargetFoundRunning:
 		return t.violated("a VM runs here that was discarded")
 	case TargetOwnerWritten:

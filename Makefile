@@ -1,0 +1,55 @@
+# Godwit: make demo and make test set up what they need; the rest is listed by make help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+LINT    := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GENTOOL := go tool -modfile=tools/gen/go.mod
+FUZZTIME ?= 10s
+BENCHFLAGS ?=
+DEMOFLAGS ?=
+
+.PHONY: help setup build check test demo bench sim fuzz generate clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+setup: ## install and fetch what is missing: QEMU, the guest's kernel, an unprivileged user
+	@scripts/setup
+
+build: ## build bin/godwit and bin/godwit-demo
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+demo: setup build ## three hosts on this machine, a Linux guest that moves between them, nothing lost
+	@bin/godwit-demo $(DEMOFLAGS)
+
+test: setup build ## all tests, with real QEMU, under the race detector
+	@go test -race -timeout 15m ./...
+
+check: ## format, vet, lint, generated code up to date
+	@out=$$($(GENTOOL) gofumpt -l $$(git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '\.connect\.go$$')); \
+	  if [ -n "$$out" ]; then echo "not formatted, run gofumpt -w on:"; echo "$$out"; exit 1; fi
+	@go vet ./...
+	@$(LINT) run
+	@go mod tidy -diff
+	@$(MAKE) --no-print-directory generate
+	@git diff --exit-code -- api || { echo "generated code is out of date: run make generate and commit it"; exit 1; }
+
+generate: ## write the Go code of the API definition
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && GOBIN=$$tools go install -C tools/gen tool && \
+	  PATH=$$tools:$$PATH buf lint && PATH=$$tools:$$PATH buf generate
+
+bench: setup build ## migrations by Godwit and by plain QEMU in turn; results in bench/results
+	@go run ./bench $(BENCHFLAGS)
+
+sim: ## every interleaving of one hand-over, with faults
+	@go test -count=1 -v -run 'Explore|Defect' ./internal/policy/handover
+
+fuzz: ## each fuzz test for FUZZTIME
+	@set -e; for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$p/*_test.go | sed 's/^func //'); do \
+	    go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) ./$$p; done; done
+
+clean: ## remove what was built
+	@rm -rf bin

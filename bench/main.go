@@ -1,0 +1,76 @@
+// Command bench compares migrations by Godwit with migrations by plain QEMU: the same guest on the same machine with the same
+// settings, moved in turn by one and by the other, and the numbers compared pair by pair, so that what else the
+// machine does weighs on both. It writes a table, the raw samples as JSON, and a drawing; docs/performance.md explains the figures.
+//
+// Plain is two QEMUs with the command line that Godwit would give them, joined by a unix socket, driven over QMP with nothing
+// between: no second machine's network, no encryption, no records, no clean-up of anything but the processes. It is the
+// least that a migration can cost here, not a way to run a data centre.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// options are the flags.
+type options struct {
+	binary    string
+	out       string
+	pairs     int
+	quick     bool
+	defaults  bool
+	bandwidth inventory.BytesPerSecond
+}
+
+func main() {
+	var o options
+	var bandwidth string
+	flag.StringVar(&o.binary, "godwit", "bin/godwit", "the godwit binary")
+	flag.StringVar(&o.out, "out", "bench/results", "folder of the results")
+	flag.IntVar(&o.pairs, "pairs", 5, "migrations of each variant in each case")
+	flag.BoolVar(&o.quick, "quick", false, "one small guest, two dirty rates, two pairs at most")
+	flag.BoolVar(&o.defaults, "defaults", true, "also measure plain QEMU with its default settings")
+	flag.StringVar(&bandwidth, "bandwidth", "", "limit of all variants but the defaults in bytes a second, like 112M; empty: none")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := begin(ctx, o, bandwidth)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func begin(ctx context.Context, o options, bandwidth string) (err error) {
+	if o.pairs < 1 {
+		return errors.New("-pairs must be 1 or more")
+	}
+	if bandwidth != "" {
+		limit, err := inventory.ParseBytes(bandwidth)
+		if err != nil {
+			return fmt.Errorf("-bandwidth: %w", err)
+		}
+		o.bandwidth = inventory.BytesPerSecond(limit)
+	}
+	if o.binary, err = filepath.Abs(o.binary); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.binary); err != nil {
+		return fmt.Errorf("%w: run make build", err)
+	}
+	report, err := measure(ctx, o)
+	if err != nil {
+		return err
+	}
+	return report.write(o.out)
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

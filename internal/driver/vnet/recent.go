@@ -1,0 +1,118 @@
+package vnet
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+)
+
+// recentMax is how many frames a tracked port remembers: more than QEMU can have in hand when its vCPUs stop, which is
+// its read buffer of 69 KB (QEMU 10.0, include/net/net.h, NET_BUFSIZE) and what the socket holds.
+const recentMax = 1024
+
+// Filter is what a guest's network card lets through besides its own address and broadcasts, as QEMU's query-rx-filter
+// tells. A frame that it drops never reaches the guest's receive ring.
+type Filter struct {
+	Promiscuous  bool
+	AllMulticast bool
+	Addresses    []string // unicast and multicast, canonical
+}
+
+// recent remembers the last frames that were written to a port's client and that its guest takes, and counts them. A guest
+// counts too, in its receive ring; the difference, when its vCPUs have stopped, is what QEMU read for nobody.
+type recent struct {
+	mu     sync.Mutex
+	on     bool
+	accept func(*frame) bool
+	count  uint64
+	frames []*frame // the last recentMax, oldest first
+}
+
+// begin starts a new count.
+func (r *recent) begin(own mac, filter Filter) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clear()
+	r.on = true
+	r.accept = func(fr *frame) bool {
+		to := fr.target()
+		return to == own || to == mac{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} || filter.Promiscuous || to.multicast() && filter.AllMulticast ||
+			slices.Contains(filter.Addresses, to.String())
+	}
+}
+
+// end stops counting and forgets.
+func (r *recent) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clear()
+	r.on = false
+}
+
+func (r *recent) clear() {
+	for _, fr := range r.frames {
+		fr.release()
+	}
+	r.frames, r.count = nil, 0
+}
+
+// note keeps a frame that is being written.
+func (r *recent) note(fr *frame) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.on || !r.accept(fr) {
+		return
+	}
+	r.count++
+	if len(r.frames) == recentMax {
+		r.frames[0].release()
+		r.frames = append(r.frames[:0], r.frames[1:]...)
+	}
+	r.frames = append(r.frames, fr.retain())
+}
+
+// last returns references to the last n frames, or to as many as there are.
+func (r *recent) last(n int) []*frame {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n = min(max(n, 0), len(r.frames))
+	kept := slices.Clone(r.frames[len(r.frames)-n:])
+	for _, fr := range kept {
+		fr.retain()
+	}
+	return kept
+}
+
+func (r *recent) written() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count
+}
+
+// Track holds the port as Hold does and begins to count the frames that are written to its client from now on; see
+// Client.Track.
+func (s *Switch) Track(ctx context.Context, id string, filter Filter) error {
+	p, err := s.mustPort(id)
+	if err != nil {
+		return err
+	}
+	if p.mac.zero() {
+		return fault.New(fault.Invalid, "port %s has no MAC address, so its frames cannot be tracked", id)
+	}
+	if err := s.Hold(ctx, id); err != nil {
+		return err
+	}
+	p.io.recent.begin(p.mac, filter)
+	return nil
+}
+
+// Tracked returns how many frames were written since Track that the guest takes; see Client.Tracked.
+func (s *Switch) Tracked(id string) (uint64, error) {
+	p, err := s.mustPort(id)
+	if err != nil {
+		return 0, err
+	}
+	return p.io.recent.written(), nil
+}

@@ -1,0 +1,53 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+
+	"connectrpc.com/connect"
+
+	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
+)
+
+// WatchMigration calls see with the migration whenever it changed, within a few milliseconds when the host is its source, until see
+// returns true. It returns an error when the migration ended before, or the host's agent did.
+func (h *Host) WatchMigration(ctx context.Context, id string, see func(*godwitv1.Migration) bool) error {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{
+		Protocols:   protocols,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dialLocal(ctx) },
+	}
+	defer transport.CloseIdleConnections()
+	client := godwitv1connect.NewMigrationServiceClient(&http.Client{Transport: transport}, "http://agent")
+	ctx, done := context.WithCancel(ctx)
+	defer done()
+	stream, err := client.WatchMigration(ctx, connect.NewRequest(&godwitv1.WatchMigrationRequest{Migration: id}))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }() // enough was seen
+	var last *godwitv1.Migration
+	for stream.Receive() {
+		last = stream.Msg().GetMigration()
+		if see(last) {
+			return nil
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("migration %s ended as %s: %s", id, last.GetStatus().GetPhase(), last.GetStatus().GetReason())
+}
+
+// Ports returns the ports of the host's switch.
+func (h *Host) Ports(ctx context.Context) ([]vnet.PortStatus, error) {
+	switches := vnet.NewClient(filepath.Join(h.Run, "switch.sock"))
+	defer switches.Close()
+	return switches.Ports(ctx)
+}
