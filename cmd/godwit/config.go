@@ -34,16 +34,16 @@ const (
 
 // hostConfig is what init and join write down about a host, and what its roles start from.
 type hostConfig struct {
-	Schema     int                 `json:"schema"`
-	Cluster    string              `json:"cluster"`
-	Host       inventory.HostID    `json:"host"`
-	Address    string              `json:"address"` // IP that other hosts reach this one at
-	Member     bool                `json:"member"`  // this host runs the store
-	Endpoints  []string            `json:"endpoints"`
-	Datastores []hostDatastore     `json:"datastores"`
-	Binary     string              `json:"qemu,omitempty"`
-	User       string              `json:"user,omitempty"` // that VMs run as when the agent is root
-	Cache      string              `json:"cache"`
+	Schema     int              `json:"schema"`
+	Cluster    string           `json:"cluster"`
+	Host       inventory.HostID `json:"host"`
+	Address    string           `json:"address"` // IP that other hosts reach this one at
+	Member     bool             `json:"member"`  // this host runs the store
+	Endpoints  []string         `json:"endpoints"`
+	Datastores []hostDatastore  `json:"datastores"`
+	Binary     string           `json:"qemu,omitempty"`
+	User       string           `json:"user,omitempty"` // that VMs run as when the agent is root
+	Cache      string           `json:"cache"`
 	dir        string
 }
 

@@ -62,8 +62,7 @@ func report(cmd *cobra.Command, err error) {
 }
 
 func exitCode(err error) int {
-	var usage usageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	switch fault.KindOf(err) {

@@ -1,13 +1,13 @@
 package main
 
 import (
+	"strings"
+
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/internal/fault"
-
-	"strings"
 )
 
 func newNetwork() *cobra.Command {

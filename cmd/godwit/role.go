@@ -134,7 +134,9 @@ func runAgent(ctx context.Context, c *hostConfig, run string, log *slog.Logger) 
 func serve(ctx context.Context, a *agent.Agent, c *hostConfig, run string, identity *peer.Identity) error {
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return a.Run(ctx) })
-	all.Go(func() error { return serveLocal(ctx, filepath.Join(run, "agent.sock"), rpc.Handler(a, true), a.Ready()) })
+	all.Go(func() error {
+		return serveLocal(ctx, filepath.Join(run, "agent.sock"), rpc.Handler(a, true), a.Ready())
+	})
 	all.Go(func() error {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.agentAddress())
 		if err != nil {

@@ -117,15 +117,15 @@ func KindOf(err error) Kind {
 // Is reports whether err is of the kind.
 func Is(err error, kind Kind) bool { return err != nil && KindOf(err) == kind }
 
-// Refusal is a request that was turned down, with every reason there is, not only the first. It is what admission
+// RefusalError is a request that was turned down, with every reason there is, not only the first. It is what admission
 // returns; CLI, API and UI show the same list.
-type Refusal struct {
+type RefusalError struct {
 	Kind    Kind
 	Reasons []string
 }
 
 // Error joins the reasons with "; ".
-func (r *Refusal) Error() string { return strings.Join(r.Reasons, "; ") }
+func (r *RefusalError) Error() string { return strings.Join(r.Reasons, "; ") }
 
 // Refuse returns nil when there are no reasons, else an error that carries all of them and from which Reasons reads
 // them again.
@@ -133,7 +133,7 @@ func Refuse(kind Kind, reasons []string) error {
 	if len(reasons) == 0 {
 		return nil
 	}
-	return &Error{Kind: kind, Err: &Refusal{Kind: kind, Reasons: reasons}}
+	return &Error{Kind: kind, Err: &RefusalError{Kind: kind, Reasons: reasons}}
 }
 
 // Reasons returns the reasons of the refusal on err's path, or the whole message as the only reason; nil for nil.
@@ -141,8 +141,7 @@ func Reasons(err error) []string {
 	if err == nil {
 		return nil
 	}
-	var r *Refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*RefusalError](err); ok {
 		return r.Reasons
 	}
 	return []string{err.Error()}

@@ -42,7 +42,7 @@ func Fault(err error) error {
 	kind := fault.KindOf(err)
 	out := connect.NewError(Code(kind), errors.New(err.Error())) // the text: a cause that is a connect.Error adds its code
 	detail := &godwitv1.Fault{Kind: kind.String()}
-	if refusal, ok := errors.AsType[*fault.Refusal](err); ok {
+	if refusal, ok := errors.AsType[*fault.RefusalError](err); ok {
 		detail.Reasons = refusal.Reasons
 	}
 	if d, derr := connect.NewErrorDetail(detail); derr == nil {

@@ -2,6 +2,7 @@ package gate
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -21,8 +22,8 @@ var (
 	rewrite = flag.Bool("rewrite", false, "write testdata anew; review the difference as prose")
 )
 
-// binary is godwit as these tests built it.
-var binary string
+// binary is godwit as these tests built it for the hosts, and commandLine the same without the race detector.
+var binary, commandLine string
 
 // buildMax bounds the build of godwit on a machine whose build cache is empty.
 const buildMax = 10 * time.Minute
@@ -39,15 +40,22 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // the system's own cleaner takes what stays
-	binary = filepath.Join(dir, "godwit")
-	ctx, done := context.WithTimeout(context.Background(), buildMax)
-	defer done()
-	args := slices.Concat([]string{"build"}, raceBuild, []string{"-o", binary, "github.com/godwit-vm/godwit/cmd/godwit"})
-	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "gate: go %s: %v\n%s", strings.Join(args, " "), err, out)
+	binary, commandLine = filepath.Join(dir, "godwit-host"), filepath.Join(dir, "godwit")
+	if err := errors.Join(build(binary, raceBuild...), build(commandLine)); err != nil {
+		fmt.Fprintln(os.Stderr, "gate:", err)
 		return 1
 	}
 	return m.Run()
+}
+
+func build(path string, flags ...string) error {
+	ctx, done := context.WithTimeout(context.Background(), buildMax)
+	defer done()
+	args := slices.Concat([]string{"build"}, flags, []string{"-o", path, "github.com/godwit-vm/godwit/cmd/godwit"})
+	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
 }
 
 // stepMax bounds a single step of a test: a command, a question to the guest, the end of a migration.
@@ -68,7 +76,7 @@ func startCluster(t *testing.T, o lab.Options) *lab.Cluster {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests need root: run make test as root")
 	}
-	o.Binary = binary
+	o.Binary, o.CLI = binary, commandLine
 	if o.Cache == "" {
 		cache, err := guest.Cache()
 		if err != nil {

@@ -8,6 +8,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ const downMax = 15 * time.Second
 // Options say what cluster is wanted.
 type Options struct {
 	Binary string // godwit
+	CLI    string // godwit for the command line; empty: Binary. One with the race detector takes a second to start
 	Hosts  int
 	Subnet string    // first three bytes of the hosts' addresses; empty: a random 127.x.y, so that clusters do not meet
 	QEMU   string    // empty: the installed one
@@ -277,7 +279,8 @@ func (h *Host) Godwit(ctx context.Context, args ...string) ([]byte, error) {
 
 // Interactive returns a command line of this host, whose inputs and outputs are the caller's to connect.
 func (h *Host) Interactive(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, h.cluster.options.Binary, args...)
+	o := h.cluster.options
+	cmd := exec.CommandContext(ctx, cmp.Or(o.CLI, o.Binary), args...)
 	cmd.Env = append(os.Environ(), "GODWIT_SOCKET="+h.Socket)
 	return cmd
 }
@@ -298,8 +301,7 @@ func ExitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode()
 	}
 	return -1

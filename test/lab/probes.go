@@ -42,11 +42,14 @@ type Probes struct {
 type gauge struct {
 	last    time.Time
 	longest time.Duration
+	ended   time.Time // when the longest gap ended
 }
 
 func (g *gauge) sign(now time.Time) {
 	if !g.last.IsZero() {
-		g.longest = max(g.longest, now.Sub(g.last))
+		if gap := now.Sub(g.last); gap > g.longest {
+			g.longest, g.ended = gap, now
+		}
 	}
 	g.last = now
 }
@@ -56,8 +59,9 @@ type Seen struct {
 	UDPGap, TCPGap time.Duration // the longest times without an echo and without a byte
 	Lost, Doubled  uint64        // echoes, since the probes began
 	Echoed         uint64
-	Bytes          uint64 // of the stream, all exact, since the probes began
-	Err            error  // the stream broke or was not exact
+	Bytes          uint64    // of the stream, all exact, since the probes began
+	UDPGapEnd      time.Time // when the longest UDP gap ended
+	Err            error     // the stream broke or was not exact
 }
 
 // Gap is the longer of the two gaps.
@@ -172,7 +176,7 @@ func (p *Probes) Seen() Seen {
 			s.Lost++
 		}
 	}
-	s.UDPGap, s.TCPGap = p.udp.longest, p.tcp.longest
+	s.UDPGap, s.TCPGap, s.UDPGapEnd = p.udp.longest, p.tcp.longest, p.udp.ended
 	if !p.udp.last.IsZero() {
 		s.UDPGap = max(s.UDPGap, now.Sub(p.udp.last))
 	}

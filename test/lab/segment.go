@@ -34,7 +34,7 @@ type Segment struct {
 	ended  chan error
 }
 
-// Join attaches a client to the segment at the host's switch.
+// JoinSegment attaches a client to the segment at the host's switch.
 func (h *Host) JoinSegment(ctx context.Context) (*Segment, error) {
 	mac := inventory.NewMAC()
 	socket := filepath.Join(h.Run, "ports", "client-"+mac[12:]+".sock")

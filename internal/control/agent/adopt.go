@@ -156,7 +156,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 		status.Since = stored.Status.Since
 	}
 	stored.Status = status
-	v := a.begin(stored, func(v *vm) { v.process = process })
+	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
 	if process != nil && status.Detail != "" && status.State == inventory.Paused {
 		return v.do(ctx, func(ctx context.Context) error {
 			if found, err := v.process.QMP().Status(ctx); err == nil && found.State == qmp.StateShutdown {
@@ -199,8 +199,8 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 	if err != nil {
 		return err
 	}
-	v := a.begin(stored, func(v *vm) { v.process = process })
-	return v.do(ctx, func(context.Context) error { return v.restoreSource(a.running, m, stored, target, found) })
+	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
+	return v.do(ctx, func(ctx context.Context) error { return v.restoreSource(ctx, m, stored, target, found) })
 }
 
 // adoptTarget goes on with a migration that arrives here.
@@ -234,13 +234,13 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 		return err
 	}
 	var target *migrate.Target
-	v := a.begin(stored, func(v *vm) {
+	v := a.begin(ctx, stored, func(v *vm) {
 		target = migrate.RestoreTarget(v.targetConfig(m.ID, m.Spec.Source), lines, process)
 		v.target = target
 		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
 		a.incoming[m.ID] = &arrival{target: target, source: m.Spec.Source}
 	})
-	v.arrive(target, func(ctx context.Context) migrate.Outcome { return target.Restore(ctx, found) })
+	v.arrive(ctx, target, func(ctx context.Context) migrate.Outcome { return target.Restore(ctx, found) })
 	return nil
 }
 

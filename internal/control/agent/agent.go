@@ -66,15 +66,15 @@ type Agent struct {
 	abilities qemu.Abilities
 	stores    map[inventory.DatastoreID]*datastore.Datastore
 	started   time.Time
-	ready     chan struct{} // closed when every VM that runs here is adopted
+	ready     chan struct{}              // closed when every VM that runs here is adopted
+	spawned   chan func(context.Context) // what requests begin and Run runs and waits for
+	ended     chan struct{}              // closed when Run takes no more of it
 
 	rebooted    bool       // the host was booted since its former agent started
 	verdictOnce sync.Mutex // one correctness probe at a time
 	verdict     inventory.Verdict
 
 	mu       sync.Mutex
-	running  context.Context // Run's, for the loops that requests begin
-	loops    *errgroup.Group
 	vms      map[inventory.VMID]*vm
 	incoming map[inventory.MigrationID]*arrival
 	before   map[inventory.MigrationID]bool // migrations that were open when this agent started
@@ -85,6 +85,7 @@ type Agent struct {
 func New(ctx context.Context, c Config) (*Agent, error) {
 	a := &Agent{
 		Config: c, stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
+		spawned: make(chan func(context.Context)), ended: make(chan struct{}),
 		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
 	}
 	for _, m := range c.Datastores {
@@ -131,9 +132,17 @@ func (a *Agent) Host() inventory.HostID { return a.Config.Host }
 // Run adopts what runs here and serves until ctx ends. VMs go on without it.
 func (a *Agent) Run(ctx context.Context) error {
 	loops, ctx := errgroup.WithContext(ctx)
-	a.mu.Lock()
-	a.running, a.loops = ctx, loops
-	a.mu.Unlock()
+	loops.Go(func() error {
+		defer close(a.ended)
+		for {
+			select {
+			case f := <-a.spawned:
+				loops.Go(func() error { f(ctx); return nil })
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
 	loops.Go(func() error { return a.followNetworks(ctx) })
 	loops.Go(func() error { return a.followMigrations(ctx) })
 	loops.Go(func() error { return a.followHosts(ctx) })
@@ -150,6 +159,17 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	close(a.ready)
 	return loops.Wait()
+}
+
+// spawn runs f with Run's context, which outlives the request that asks for it. It returns false when Run is ending.
+func (a *Agent) spawn(ctx context.Context, f func(context.Context)) bool {
+	select {
+	case a.spawned <- f:
+		return true
+	case <-a.ended:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // Ready is closed when every VM that runs here has been adopted; calls before that may find a VM missing.
@@ -211,10 +231,10 @@ func (a *Agent) own(id inventory.VMID) (*vm, error) {
 }
 
 // begin starts the loop of a VM, unless it has one.
-func (a *Agent) begin(stored inventory.VM, setUp func(*vm)) *vm {
+func (a *Agent) begin(ctx context.Context, stored inventory.VM, setUp func(*vm)) *vm {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if v := a.vms[stored.ID]; v != nil {
+		a.mu.Unlock()
 		return v
 	}
 	v := newVM(a, stored)
@@ -222,18 +242,18 @@ func (a *Agent) begin(stored inventory.VM, setUp func(*vm)) *vm {
 		setUp(v)
 	}
 	a.vms[stored.ID] = v
-	ctx := a.running
-	a.loops.Go(func() error {
-		defer func() {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			if a.vms[stored.ID] == v {
-				delete(a.vms, stored.ID)
-			}
-		}()
-		v.loop(ctx)
-		return nil
-	})
+	a.mu.Unlock()
+	forget := func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.vms[stored.ID] == v {
+			delete(a.vms, stored.ID)
+		}
+	}
+	if !a.spawn(context.WithoutCancel(ctx), func(ctx context.Context) { defer forget(); v.loop(ctx) }) {
+		forget()
+		close(v.over)
+	}
 	return v
 }
 

@@ -48,7 +48,7 @@ func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons 
 	if len(reasons) > 0 || r.DryRun {
 		return reasons, a.writer.Epoch(), nil
 	}
-	target, err := a.receive(r)
+	target, err := a.receive(ctx, r)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -56,7 +56,7 @@ func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons 
 }
 
 // receive begins the target's end of a migration, with a loop for the VM.
-func (a *Agent) receive(r migrate.PrepareRequest) (*migrate.Target, error) {
+func (a *Agent) receive(ctx context.Context, r migrate.PrepareRequest) (*migrate.Target, error) {
 	if a.lookup(r.VM.ID) != nil {
 		return nil, fault.New(fault.Conflict, "host %s still has a copy of the VM: try again", a.Host())
 	}
@@ -64,7 +64,7 @@ func (a *Agent) receive(r migrate.PrepareRequest) (*migrate.Target, error) {
 		return nil, err
 	}
 	var target *migrate.Target
-	v := a.begin(r.VM, func(v *vm) {
+	v := a.begin(ctx, r.VM, func(v *vm) {
 		target = migrate.NewTarget(v.targetConfig(r.Migration, r.Source))
 		v.target = target
 		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
@@ -73,7 +73,7 @@ func (a *Agent) receive(r migrate.PrepareRequest) (*migrate.Target, error) {
 	if target == nil {
 		return nil, fault.New(fault.Conflict, "host %s still has a copy of the VM: try again", a.Host())
 	}
-	v.arrive(target, target.Run)
+	v.arrive(ctx, target, target.Run)
 	return target, nil
 }
 
@@ -113,10 +113,9 @@ func (v *vm) arriving() *migrate.Target {
 }
 
 // arrive runs a Target beside the loop and forgets it when it is over.
-func (v *vm) arrive(target *migrate.Target, run func(context.Context) migrate.Outcome) {
+func (v *vm) arrive(ctx context.Context, target *migrate.Target, run func(context.Context) migrate.Outcome) {
 	a := v.agent
-	ctx := a.running
-	a.loops.Go(func() error {
+	begun := a.spawn(context.WithoutCancel(ctx), func(ctx context.Context) {
 		outcome := run(ctx)
 		if outcome != migrate.Interrupted {
 			a.mu.Lock()
@@ -124,8 +123,10 @@ func (v *vm) arrive(target *migrate.Target, run func(context.Context) migrate.Ou
 			a.mu.Unlock()
 		}
 		v.moved <- outcome
-		return nil
 	})
+	if !begun {
+		v.moved <- migrate.Interrupted
+	}
 }
 
 // Stream joins a memory stream from the source with the incoming QEMU; the header is the migration's id. It returns when the
@@ -223,13 +224,12 @@ func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source 
 		return in.target, nil
 	}
 	a.incoming[id] = &arrival{target: target, source: source}
-	run := a.running
-	a.loops.Go(func() error {
-		target.Restore(run, found)
+	// With the lock held: Run takes it at once, and nobody who takes it needs the lock.
+	a.spawn(context.WithoutCancel(ctx), func(ctx context.Context) {
+		target.Restore(ctx, found)
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		delete(a.incoming, id)
-		return nil
 	})
 	return target, nil
 }

@@ -87,7 +87,7 @@ func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err
 	if err := a.writer.CreateVM(ctx, vm); err != nil {
 		return vm, err
 	}
-	a.begin(vm, nil)
+	a.begin(ctx, vm, nil)
 	return vm, nil
 }
 

@@ -43,7 +43,8 @@ func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.C
 			}
 		case <-tick.C:
 		case <-ctx.Done():
-			for range changes { //nolint:revive // until the watch has ended
+			for range changes { // until the watch has ended
+				continue
 			}
 			return nil
 		}
@@ -168,4 +169,6 @@ func (a *Agent) CreateNetwork(ctx context.Context, n inventory.Network) error {
 }
 
 // Networks returns all segments.
-func (a *Agent) Networks(ctx context.Context) ([]inventory.Network, error) { return a.Store.Networks(ctx) }
+func (a *Agent) Networks(ctx context.Context) ([]inventory.Network, error) {
+	return a.Store.Networks(ctx)
+}

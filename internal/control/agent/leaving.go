@@ -125,7 +125,7 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 	if err != nil {
 		return err
 	}
-	return v.do(ctx, func(context.Context) error {
+	return v.do(ctx, func(ctx context.Context) error {
 		if v.source != nil && v.source.Migration.ID == m.ID {
 			return nil
 		}
@@ -136,9 +136,8 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 			return err
 		}
 		fresh.Status = v.stored.Status
-		v.depart(a.running, migrate.NewSource(v.sourceConfig(m, fresh, target)), func(s *migrate.Source, ctx context.Context) migrate.Outcome {
-			return s.Run(ctx)
-		})
+		s := migrate.NewSource(v.sourceConfig(m, fresh, target))
+		v.depart(ctx, s, s.Run)
 		return nil
 	})
 }
@@ -160,15 +159,14 @@ func (v *vm) sourceConfig(m inventory.Migration, stored inventory.VM, target inv
 }
 
 // depart runs a Source beside the loop. The switch ports are the Source's until it ends.
-func (v *vm) depart(ctx context.Context, s *migrate.Source, run func(*migrate.Source, context.Context) migrate.Outcome) {
+func (v *vm) depart(ctx context.Context, s *migrate.Source, run func(context.Context) migrate.Outcome) {
 	v.mu.Lock()
 	v.source = s
 	v.mu.Unlock()
 	v.state(ctx, inventory.Migrating, "to "+string(s.Migration.Spec.Target)+" by "+string(s.Migration.ID))
-	v.agent.loops.Go(func() error {
-		v.moved <- run(s, ctx)
-		return nil
-	})
+	if !v.agent.spawn(context.WithoutCancel(ctx), func(ctx context.Context) { v.moved <- run(ctx) }) {
+		v.moved <- migrate.Interrupted
+	}
 }
 
 // afterMigration goes on with what a migration left: the VM here, or nothing.
@@ -241,17 +239,17 @@ func (v *vm) settle(ctx context.Context, s *migrate.Source) {
 		return
 	}
 	id := s.Migration.ID
-	v.agent.loops.Go(func() error {
+	v.agent.spawn(ctx, func(ctx context.Context) {
 		for {
 			within, done := context.WithTimeout(ctx, storeTimeout)
 			err := v.agent.writer.PutMigrationStatus(within, id, status)
 			done()
 			if err == nil || fault.Is(err, fault.NotFound) || fault.Is(err, fault.Conflict) {
-				return nil
+				return
 			}
 			select {
 			case <-ctx.Done():
-				return nil
+				return
 			case <-time.After(time.Second):
 			}
 		}
@@ -391,13 +389,12 @@ func (a *Agent) followMigrations(ctx context.Context) error {
 				a.abandon(ctx, m, "the agent ended before it began")
 			}
 			if s != nil && m.Spec.Canceled {
-				a.loops.Go(func() error {
+				a.spawn(ctx, func(ctx context.Context) {
 					within, done := context.WithTimeout(ctx, storeTimeout)
 					defer done()
 					if err := s.Cancel(within, "administrator"); err != nil {
 						a.Log.LogAttrs(ctx, slog.LevelInfo, "not canceled", slog.Any("err", err))
 					}
-					return nil
 				})
 			}
 		}
@@ -412,8 +409,7 @@ func (v *vm) restoreSource(ctx context.Context, m inventory.Migration, stored in
 	if err != nil {
 		return err
 	}
-	v.depart(ctx, migrate.RestoreSource(c, lines), func(s *migrate.Source, ctx context.Context) migrate.Outcome {
-		return s.Restore(ctx, found)
-	})
+	s := migrate.RestoreSource(c, lines)
+	v.depart(ctx, s, func(ctx context.Context) migrate.Outcome { return s.Restore(ctx, found) })
 	return nil
 }

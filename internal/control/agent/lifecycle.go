@@ -176,7 +176,7 @@ func (v *vm) start(ctx context.Context) (err error) {
 	v.mu.Lock()
 	v.process = process
 	v.mu.Unlock()
-	v.attach(a.running)
+	v.attach(ctx)
 	return v.cont(ctx)
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
-	"net/http"
 	"time"
 
 	"connectrpc.com/connect"
@@ -90,7 +89,7 @@ type far struct {
 }
 
 func (f far) client() godwitv1connect.HandoverServiceClient {
-	var web *http.Client = f.agent.Peers.HTTPClient(f.target.ID, f.target.Spec.Address)
+	web := f.agent.Peers.HTTPClient(f.target.ID, f.target.Spec.Address)
 	return godwitv1connect.NewHandoverServiceClient(web, "https://"+f.target.Spec.Address)
 }
 

@@ -200,7 +200,7 @@ func (v *vm) attach(ctx context.Context) {
 	}
 	dir := v.process.Dir()
 	c, p := newConsole(dir.Serial()), &pulse{path: dir.Heartbeat()}
-	within, cancel := context.WithCancel(ctx)
+	within, cancel := context.WithCancel(context.WithoutCancel(ctx)) // until detach, whoever asked for the start
 	var both sync.WaitGroup
 	both.Go(func() { c.run(within) })
 	both.Go(func() { p.run(within) })

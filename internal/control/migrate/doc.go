@@ -124,4 +124,6 @@ func Capabilities() map[string]bool {
 }
 
 // Needed names the capabilities whose absence is a reason against a migration.
-func Needed() []string { return []string{"return-path", "pause-before-switchover", "late-block-activate", "validate-uuid"} }
+func Needed() []string {
+	return []string{"return-path", "pause-before-switchover", "late-block-activate", "validate-uuid"}
+}

@@ -19,13 +19,13 @@ import (
 
 // Bounds of the source's waits.
 const (
-	tickEvery     = time.Second            // between two looks at a wait: release repeated, owner read
-	callTimeout   = 3 * time.Second        // of one call to QEMU, store or target agent
-	prepareMax    = 30 * time.Second       // the target starts its QEMU
-	heirRetry     = 300 * time.Millisecond // between two tries to name the heir while the store is away
-	stallMax      = 5 * time.Second        // without a byte while the VM is stopped: the stream is cut
-	precopyStall  = 30 * time.Second       // without a byte while the VM runs: the same
-	inboxSize     = 64                     // events that wait for the loop; senders block beyond it
+	tickEvery    = time.Second            // between two looks at a wait: release repeated, owner read
+	callTimeout  = 3 * time.Second        // of one call to QEMU, store or target agent
+	prepareMax   = 30 * time.Second       // the target starts its QEMU
+	heirRetry    = 300 * time.Millisecond // between two tries to name the heir while the store is away
+	stallMax     = 5 * time.Second        // without a byte while the VM is stopped: the stream is cut
+	precopyStall = 30 * time.Second       // without a byte while the VM runs: the same
+	inboxSize    = 64                     // events that wait for the loop; senders block beyond it
 )
 
 // BandwidthFree is the bandwidth that QEMU is told when a migration has no limit of its own; QEMU's default would be 128 MiB/s.
@@ -37,7 +37,7 @@ type SourceConfig struct {
 	VM        inventory.VM
 	Epoch     uint64
 	Process   *qemu.Process // nil only when a restart found none
-	Ports     []string // switch ports of the VM's NICs
+	Ports     []string      // switch ports of the VM's NICs
 	Switch    Ports
 	Records   Records
 	Far       Far
@@ -51,11 +51,11 @@ type SourceConfig struct {
 type Source struct {
 	SourceConfig
 
-	inbox    chan sourceEvent
-	look     chan struct{} // somebody saw the VM's run record change
-	machine  handover.Source
-	relay    Relay
-	cut      context.CancelFunc // ends the stream; under shared
+	inbox   chan sourceEvent
+	look    chan struct{} // somebody saw the VM's run record change
+	machine handover.Source
+	relay   Relay
+	cut     context.CancelFunc // ends the stream; under shared
 
 	shared  sync.Mutex // guards what the loop and its helpers share
 	told    bool       // QEMU was told to migrate
@@ -82,7 +82,7 @@ type sourceEvent struct {
 func NewSource(c SourceConfig) *Source {
 	return &Source{
 		SourceConfig: c, machine: handover.NewSource(c.Migration.ID), inbox: make(chan sourceEvent, inboxSize),
-		look: make(chan struct{}, 1),
+		look:   make(chan struct{}, 1),
 		status: c.Migration.Status, changed: make(chan struct{}), cut: func() {},
 	}
 }

@@ -40,7 +40,7 @@ func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.Sourc
 	case handover.SendDiscard:
 		s.send(ctx, tasks, s.sendDiscard)
 	case handover.ResumeHere:
-		return s.resumeHere(undo, tasks, ctx)
+		return s.resumeHere(ctx, tasks)
 	case handover.KillSource:
 		s.commitPorts(undo)
 		s.noteFigures(undo)
@@ -224,11 +224,11 @@ func (s *Source) sendDiscard(ctx context.Context) handover.SourceEvent {
 }
 
 // resumeHere lets the own vCPUs run again; with a short authority it does not even try.
-func (s *Source) resumeHere(ctx context.Context, tasks *sync.WaitGroup, loop context.Context) handover.SourceEvent {
+func (s *Source) resumeHere(loop context.Context, tasks *sync.WaitGroup) handover.SourceEvent {
 	if s.Authority() < handover.AuthorityMargin {
 		return handover.SourceEvent{Kind: handover.SourceResumeFailed, Why: "authority is short"}
 	}
-	within, done := context.WithTimeout(ctx, callTimeout)
+	within, done := context.WithTimeout(context.WithoutCancel(loop), callTimeout)
 	defer done()
 	if err := s.Process.QMP().Cont(within); err != nil {
 		if fault.Is(err, fault.Canceled) || fault.Is(err, fault.Unavailable) {

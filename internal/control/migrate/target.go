@@ -48,7 +48,6 @@ type Target struct {
 	streams  int // joined so far
 	resumed  time.Time
 	final    *ReleaseAnswer // known once the machine has answered a release
-	discard  *bool          // known once a discard was answered
 	ended    chan struct{}  // closed when Run returns
 	prepared chan error     // one value when Start is through
 }

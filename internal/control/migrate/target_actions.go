@@ -25,10 +25,7 @@ func (t *Target) run(ctx context.Context, start func(context.Context)) Outcome {
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var waiting []chan handover.TargetAction
-	for {
-		if t.machine.Final() && len(t.inbox) == 0 {
-			break
-		}
+	for !t.machine.Final() || len(t.inbox) > 0 {
 		var e targetEvent
 		select {
 		case <-ctx.Done():
@@ -100,7 +97,7 @@ func (t *Target) do(ctx context.Context, a handover.TargetAction) handover.Targe
 			return handover.TargetEvent{Kind: handover.TargetJournalFailed, Why: err.Error()}
 		}
 	case handover.Cont:
-		return t.cont(undo, ctx)
+		return t.cont(ctx)
 	case handover.SendAnswer: // step does it
 	case handover.KillTarget:
 		if p := t.Process(); p != nil {
@@ -135,7 +132,7 @@ func (t *Target) do(ctx context.Context, a handover.TargetAction) handover.Targe
 }
 
 // cont lets the vCPUs run; with a short authority it does not even try.
-func (t *Target) cont(ctx context.Context, loop context.Context) handover.TargetEvent {
+func (t *Target) cont(loop context.Context) handover.TargetEvent {
 	if t.Authority() < handover.AuthorityMargin {
 		return handover.TargetEvent{Kind: handover.TargetContFailed, Why: "authority is short"}
 	}
@@ -143,7 +140,7 @@ func (t *Target) cont(ctx context.Context, loop context.Context) handover.Target
 	if p == nil {
 		return handover.TargetEvent{Kind: handover.TargetGone, Why: "qemu is gone"}
 	}
-	within, done := context.WithTimeout(ctx, callTimeout)
+	within, done := context.WithTimeout(context.WithoutCancel(loop), callTimeout)
 	defer done()
 	err := p.QMP().Cont(within)
 	switch {

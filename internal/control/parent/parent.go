@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -46,30 +47,39 @@ func Run(ctx context.Context, binary string, children []Child, log *slog.Logger)
 	reaper.Go(func() error { reapOrphans(reaped); return nil })
 	defer func() { stopReaping(); _ = reaper.Wait() }() // it returns no error
 
-	// Each child gets a context that ends only after the children listed behind it are gone: the agent stops first,
+	// Each child gets a context of its own that ends only after the children listed behind it are gone: the agent stops first,
 	// the store last.
 	var all errgroup.Group
-	next := ctx
-	for i := len(children) - 1; i >= 0; i-- {
-		own, gone := context.WithCancel(context.WithoutCancel(ctx))
-		child, until := children[i], next
+	until := ctx.Done()
+	for _, child := range slices.Backward(children) {
+		stop, gone := until, make(chan struct{})
 		all.Go(func() error {
-			defer gone()
-			return keep(until, binary, child, log)
+			defer close(gone)
+			own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+			defer cancel()
+			go func() { // ends with own
+				select {
+				case <-stop:
+					cancel()
+				case <-own.Done():
+				}
+			}()
+			keep(own, binary, child, log)
+			return nil
 		})
-		next = own
+		until = gone
 	}
 	return all.Wait()
 }
 
 // keep runs one child until ctx ends.
-func keep(ctx context.Context, binary string, child Child, log *slog.Logger) error {
+func keep(ctx context.Context, binary string, child Child, log *slog.Logger) {
 	pause := restartFirst
 	for {
 		started := time.Now()
 		err := once(ctx, binary, child, log)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if time.Since(started) > steadyAfter {
 			pause = restartFirst
@@ -78,7 +88,7 @@ func keep(ctx context.Context, binary string, child Child, log *slog.Logger) err
 			slog.Any("err", err), slog.Duration("after", pause))
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, restartMax)

@@ -394,7 +394,12 @@ func TestStopLetsCallsFinishAndCutsStreams(t *testing.T) {
 		stop()
 		close(stopped)
 	}()
-	<-streamEnded
+	select {
+	case <-streamEnded:
+	case <-time.After(10 * time.Second):
+		t.Error("the stream was not cut")
+		_ = conn.Close()
+	}
 	close(finish)
 	if got := <-answer; got != "done<nil>" {
 		t.Errorf("the running call got %s", got)

@@ -216,6 +216,7 @@ type station struct {
 	mac  mac
 	mu   sync.Mutex
 	got  []*frame
+	all  uint64 // how many it has ever got
 	more chan struct{} // token when got has grown
 	done chan struct{} // closed when the connection has ended
 }
@@ -255,6 +256,7 @@ func (s *station) read() {
 		}
 		s.mu.Lock()
 		s.got = append(s.got, f)
+		s.all++
 		s.mu.Unlock()
 		signal(s.more)
 	}

@@ -61,7 +61,7 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 	defer func() { _ = conn.Close() }()
 	must(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
 	written := make(chan error, 1)
-	const bytes = 64 << 20
+	const bytes = 32 << 20
 	go func() {
 		chunk := make([]byte, 64<<10)
 		for at := 0; at < bytes; at += len(chunk) {
@@ -77,7 +77,6 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 	}()
 	buf := make([]byte, 64<<10)
 	killed := false
-	t0 := time.Now()
 	for at := 0; at < bytes; {
 		k, err := io.ReadFull(conn, buf[:min(len(buf), bytes-at)])
 		if err != nil {
@@ -89,7 +88,6 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 			}
 		}
 		at += k
-		if at%(1<<20) < k { t.Logf("%v %d", time.Since(t0), at) }
 		if !killed && at > bytes/2 {
 			killed = true
 			kill()
@@ -97,7 +95,6 @@ func TestStreamSurvivesKilledSwitch(t *testing.T) {
 		}
 	}
 	must(t, <-written)
-	t.Logf("took %v", time.Since(t0))
 	ports, err := n.Ports(t.Context())
 	must(t, err)
 	if len(ports) != 2 {

@@ -72,6 +72,13 @@ func (g *roamer) migrate(target int, abort bool) {
 	arriving := b.attach("guest", guestMAC.String())
 	g.speak()
 	must(t, a.Hold(ctx, "guest"))
+	held, err := a.Port(ctx, "guest")
+	must(t, err)
+	eventually(t, "the guest has noted all that it has read", func() bool {
+		g.self.mu.Lock()
+		defer g.self.mu.Unlock()
+		return g.self.all >= held.Stats.FramesOut
+	})
 	g.receive(g.self) // Hold has answered, so this is all that it will get
 	g.speak()         // it runs until it is stopped
 	must(t, a.Forward(ctx, "guest", b.host, id, 0))

@@ -34,8 +34,7 @@ func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 }
 
 func encode(err error) error {
-	var wired *connect.Error
-	if errors.As(err, &wired) {
+	if _, ok := errors.AsType[*connect.Error](err); ok {
 		err = wire.FromFault(err)
 	}
 	return wire.Fault(err)

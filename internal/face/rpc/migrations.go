@@ -136,7 +136,7 @@ func (s *handovers) Discard(ctx context.Context, req *connect.Request[godwitv1.D
 		return nil, err
 	}
 	resp := &godwitv1.DiscardResponse{}
-	switch answer {
+	switch answer { //nolint:exhaustive // the agent gives these three
 	case migrate.AnswerDiscarded:
 		resp.Answer = godwitv1.DiscardResponse_ANSWER_DISCARDED
 	case migrate.AnswerRunning:

@@ -93,6 +93,12 @@ func New(cfg Config) (*Client, error) {
 	if err := c.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &sack); err != nil {
 		return nil, fault.New(fault.Internal, "client: %s", err)
 	}
+	// RACK (on by default with SACK) of this gVisor version goes on at one segment per timeout after a whole window was
+	// lost: a switch killed under load then cost a stream 6 to more than 20 s in 4 of 8 runs, without RACK 2.2 s at most.
+	rack := tcpip.TCPRecovery(0)
+	if err := c.stack.SetTransportProtocolOption(tcp.ProtocolNumber, &rack); err != nil {
+		return nil, fault.New(fault.Internal, "client: %s", err)
+	}
 	if err := c.stack.CreateNIC(nic, ethernet.New(c.link)); err != nil {
 		return nil, fault.New(fault.Internal, "client: %s", err)
 	}

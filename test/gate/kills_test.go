@@ -1,0 +1,170 @@
+package gate
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/test/lab"
+)
+
+// blow is something bad that is prepared early in a migration and done in one stroke later.
+type blow func(t *testing.T, f *flight, source, target *lab.Host) (strike func() error)
+
+// killRole kills a process of Godwit's own.
+func killRole(role string, which func(source, target *lab.Host) *lab.Host) blow {
+	return func(t *testing.T, _ *flight, source, target *lab.Host) func() error {
+		t.Helper()
+		pid, err := which(source, target).PID(step(t), role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() error { return syscall.Kill(pid, syscall.SIGKILL) }
+	}
+}
+
+func sourceHost(source, _ *lab.Host) *lab.Host { return source }
+
+func targetHost(_, target *lab.Host) *lab.Host { return target }
+
+// signalQEMU sends a signal to the target's QEMU.
+func signalQEMU(signal syscall.Signal) blow {
+	return func(t *testing.T, f *flight, _, target *lab.Host) func() error {
+		t.Helper()
+		pids := target.QEMUs(f.vm)
+		if len(pids) != 1 {
+			t.Fatalf("%s has QEMU processes %v, not one", target.Name, pids)
+		}
+		return func() error { return syscall.Kill(pids[0], signal) }
+	}
+}
+
+// cutStream cuts the connection that carries the memory.
+func cutStream(t *testing.T, _ *flight, _, target *lab.Host) func() error {
+	t.Helper()
+	pid, err := target.PID(step(t), "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wire, err := lab.MemoryStream(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wire.Cut
+}
+
+// The migrations that are struck. In pre-copy there must be time left; at the switchover there must be so much left to send, at
+// a pause that nobody would allow in earnest, that a blow at its first sign comes long before its end.
+var (
+	slowCopy       = []string{"--bandwidth", "16M"}
+	longSwitchover = []string{"--bandwidth", "16M", "--downtime-max", "3s"}
+)
+
+// aimAt is how much was sent when a blow is prepared: more than any call between agents carries.
+const aimAt = 2 << 20
+
+// strike begins a migration, prepares the blow in pre-copy and strikes when the migration is seen in the phase.
+func (f *flight) strike(t *testing.T, source, target *lab.Host, at inventory.Phase, b blow) (id string) {
+	t.Helper()
+	flags := slowCopy
+	if at != inventory.PreCopy {
+		flags = longSwitchover
+	}
+	id = f.begin(t, source, target, flags...)
+	var hit func() error
+	struck := false
+	err := source.WatchMigration(step(t), id, func(m *godwitv1.Migration) bool {
+		status := m.GetStatus()
+		if hit == nil && status.GetPhase() == inventory.PreCopy.String() && status.GetProgress().GetSent() > aimAt {
+			hit = b(t, f, source, target)
+		}
+		if hit == nil || !reached(status.GetPhase(), at) {
+			return false
+		}
+		if err := hit(); err != nil {
+			t.Error(err)
+		}
+		struck = true
+		t.Logf("struck in phase %s with %s to send", status.GetPhase(), inventory.Bytes(status.GetProgress().GetRemaining()))
+		return true
+	})
+	if !struck {
+		t.Fatalf("the blow came too late: %v", err)
+	}
+	return id
+}
+
+// reached reports whether the phase is the wanted one. A migration is released for a few milliseconds only, so what follows
+// counts as well there.
+func reached(phase string, want inventory.Phase) bool {
+	switch {
+	case phase == want.String():
+		return true
+	case want == inventory.Released:
+		return phase == inventory.OnTarget.String() || phase == inventory.Completed.String()
+	}
+	return false
+}
+
+// The story: whatever dies in a migration before the release, the VM runs on where it was, and the next migration works.
+// After the release it runs at the target.
+func TestKills(t *testing.T) {
+	f := takeOff(t)
+	cases := []struct {
+		name   string
+		at     inventory.Phase
+		blow   blow
+		within time.Duration // until the guest answers again
+	}{
+		{"target agent in pre-copy", inventory.PreCopy, killRole("agent", targetHost), 0},
+		{"target qemu in pre-copy", inventory.PreCopy, signalQEMU(syscall.SIGKILL), 0},
+		{"stream in pre-copy", inventory.PreCopy, cutStream, 0},
+		{"source agent in pre-copy", inventory.PreCopy, killRole("agent", sourceHost), 0},
+		{"target agent at switchover", inventory.Switchover, killRole("agent", targetHost), 0},
+		{"target qemu at switchover", inventory.Switchover, signalQEMU(syscall.SIGKILL), 0},
+		{"stream at switchover", inventory.Switchover, cutStream, 0},
+		{"source agent at switchover", inventory.Switchover, killRole("agent", sourceHost), 0},
+		{"target qemu hangs at switchover", inventory.Switchover, signalQEMU(syscall.SIGSTOP), 0},
+		{"target agent at the release", inventory.Released, killRole("agent", targetHost), 0},
+		{"source agent at the release", inventory.Released, killRole("agent", sourceHost), 0},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			source, target := f.here(t)
+			before := f.info(t)
+			f.probes.Mark()
+			id := f.strike(t, source, target, c.at, c.blow)
+			m := f.end(t, source, id)
+			stays, ends := source, inventory.Failed
+			if c.at == inventory.Released {
+				stays, ends = target, inventory.Completed
+			}
+			t.Logf("%s: %s: %s; longest gap %v", m.GetStatus().GetPhase(), m.GetStatus().GetReason(), m.GetStatus().GetReasons(), f.probes.Seen().Gap().Round(time.Millisecond))
+			if phase := m.GetStatus().GetPhase(); phase != ends.String() {
+				t.Errorf("the migration ended as %s, not as %s", phase, ends)
+			}
+			for _, h := range f.Hosts {
+				if err := h.WaitUp(step(t)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.healthy(t, stays)
+			after := f.info(t)
+			if stays == source && after.GetStatus().GetPid() != before.GetStatus().GetPid() {
+				t.Errorf("its process %d became %d", before.GetStatus().GetPid(), after.GetStatus().GetPid())
+			}
+			other := f.Hosts[0]
+			if other == stays {
+				other = f.Hosts[1]
+			}
+			f.move(t, stays, other)
+			f.healthy(t, other)
+			f.pruned(t)
+		})
+	}
+}
+
+var _ = fmt.Sprint
