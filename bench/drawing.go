@@ -35,7 +35,7 @@ func (r *Report) drawing() string {
 	for _, c := range r.Cases {
 		p.add(c, func(g, plain Sample) float64 { return g.Pause - plain.Pause })
 	}
-	p.draw(&b, 84+rows+50)
+	p.draw(&b, float64(84+rows+50))
 	text(&b, drawMargin, float64(height-14), 12, "start", "Bars: median. Dots: single pairs. Dashed: the goal.")
 	b.WriteString("</svg>\n")
 	return b.String()

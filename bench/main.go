@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -25,23 +27,32 @@ type options struct {
 	binary    string
 	out       string
 	pairs     int
-	quick     bool
+	memories  []int // MiB
+	rates     []int // MiB/s
+	log       string
 	defaults  bool
 	bandwidth inventory.BytesPerSecond
 }
 
 func main() {
 	var o options
-	var bandwidth string
+	var bandwidth, memories, rates string
+	var quick bool
 	flag.StringVar(&o.binary, "godwit", "bin/godwit", "the godwit binary")
 	flag.StringVar(&o.out, "out", "bench/results", "folder of the results")
 	flag.IntVar(&o.pairs, "pairs", 5, "migrations of each variant in each case")
-	flag.BoolVar(&o.quick, "quick", false, "one small guest, two dirty rates, two pairs at most")
+	flag.BoolVar(&quick, "quick", false, "one small guest, two dirty rates, two pairs")
+	flag.StringVar(&memories, "memory", "512,1024", "the guests' memory in MiB")
+	flag.StringVar(&rates, "dirty", "0,20,100", "dirty rates in MiB/s")
+	flag.StringVar(&o.log, "log", "", "file for the hosts' logs")
 	flag.BoolVar(&o.defaults, "defaults", true, "also measure plain QEMU with its default settings")
 	flag.StringVar(&bandwidth, "bandwidth", "", "limit of all variants but the defaults in bytes a second, like 112M; empty: none")
 	flag.Parse()
+	if quick {
+		o.pairs, memories, rates = 2, "512", "0,20"
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := begin(ctx, o, bandwidth)
+	err := begin(ctx, o, bandwidth, memories, rates)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -49,9 +60,15 @@ func main() {
 	}
 }
 
-func begin(ctx context.Context, o options, bandwidth string) (err error) {
+func begin(ctx context.Context, o options, bandwidth, memories, rates string) (err error) {
 	if o.pairs < 1 {
 		return errors.New("-pairs must be 1 or more")
+	}
+	if o.memories, err = numbers(memories, guestMin); err != nil {
+		return fmt.Errorf("-memory: %w", err)
+	}
+	if o.rates, err = numbers(rates, 0); err != nil {
+		return fmt.Errorf("-dirty: %w", err)
 	}
 	if bandwidth != "" {
 		limit, err := inventory.ParseBytes(bandwidth)
@@ -71,6 +88,19 @@ func begin(ctx context.Context, o options, bandwidth string) (err error) {
 		return err
 	}
 	return report.write(o.out)
+}
+
+// numbers reads a list of whole numbers with commas.
+func numbers(list string, lowest int) ([]int, error) {
+	var all []int
+	for word := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < lowest {
+			return nil, fmt.Errorf("%q is no whole number from %d on: write some with commas, like 512,1024", word, lowest)
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

@@ -35,6 +35,9 @@ const (
 // settleTime is how long the guest writes before it is moved: its rate is measured over it.
 const settleTime = time.Second
 
+// guestMin is the least memory in MiB that the Linux guest can do this with.
+const guestMin = 256
+
 // diskSize is the size of each guest's disk, which it does not use: it is there because its locks are handed over, too.
 const diskSize = 64 * inventory.MiB
 
@@ -60,7 +63,16 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 		return nil, err
 	}
 	probes := filepath.Join(cache, "probes")
-	cluster, err := lab.Start(ctx, lab.Options{Binary: o.binary, Hosts: 2, Cache: probes})
+	wanted := lab.Options{Binary: o.binary, Hosts: 2, Cache: probes}
+	if o.log != "" {
+		log, err := os.OpenFile(o.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644) //nolint:gosec // the user's own file
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, log.Close()) }()
+		wanted.Log = log
+	}
+	cluster, err := lab.Start(ctx, wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -79,12 +91,8 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 	if r.Starts, err = timeStarts(ctx, cluster, o.pairs); err != nil {
 		return nil, err
 	}
-	memories, rates := []int{512, 1024}, []int{0, 20, 100}
-	if o.quick {
-		memories, rates, o.pairs = memories[:1], rates[:2], min(o.pairs, 2)
-	}
-	for _, memory := range memories {
-		cases, err := compare(ctx, cluster, o, memory, rates, abilities, user)
+	for _, memory := range o.memories {
+		cases, err := compare(ctx, cluster, o, memory, abilities, user)
 		if err != nil {
 			return nil, err
 		}
@@ -98,7 +106,7 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 
 // compare boots the two guests of one size and goes through the dirty rates.
 func compare(
-	ctx context.Context, cluster *lab.Cluster, o options, memory int, rates []int, abilities qemu.Abilities, user *qemu.User,
+	ctx context.Context, cluster *lab.Cluster, o options, memory int, abilities qemu.Abilities, user *qemu.User,
 ) (cases []Case, err error) {
 	after := context.WithoutCancel(ctx)
 	name := fmt.Sprintf("bench-%d", memory)
@@ -132,7 +140,7 @@ func compare(
 		}
 	}
 	set := memory / 2
-	for i, rate := range rates {
+	for i, rate := range o.rates {
 		c := Case{MemoryMiB: memory, DirtyMiB: rate, SetMiB: set}
 		for _, g := range []guestOf{ours, theirs} {
 			if err := write(ctx, g, rate, set); err != nil {

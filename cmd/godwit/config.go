@@ -117,7 +117,7 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.datastores, "datastore", nil, "NAME=PATH[,local]: a folder for images; the same on all hosts unless local; repeatable")
 	flags.StringVar(&f.binary, "qemu", "", "QEMU binary; empty: the installed one")
 	flags.StringVar(&f.user, "user", defaultUser, "unprivileged user that VMs run as when godwit is root")
-	flags.StringVar(&f.cache, "cache", defaultCache, "folder for results of probes")
+	flags.StringVar(&f.cache, "probe-cache", defaultCache, "folder for results of probes")
 }
 
 // config checks the flags and makes the data folder with the datastores' markers.

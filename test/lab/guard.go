@@ -82,8 +82,7 @@ func sweep(dir string) error {
 		time.Sleep(10 * time.Millisecond)
 	}
 	for group := range cgroups {
-		_ = os.Remove(group) // its folder of the host, too, when that is empty; the cleaner of a later VM takes the rest
-		_ = os.Remove(filepath.Dir(group))
+		removeCgroup(group)
 	}
 	return errors.Join(unmount(dir), os.RemoveAll(dir))
 }
@@ -102,6 +101,18 @@ func unmount(dir string) error {
 		}
 	}
 	return nil
+}
+
+// removeCgroup removes a VM's cgroup and the folders above it that are empty then. The kernel empties it a little after its last
+// process has ended.
+func removeCgroup(group string) {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if err := os.Remove(group); err == nil || errors.Is(err, os.ErrNotExist) {
+			_ = os.Remove(filepath.Dir(group)) // other clusters may have VMs there
+			_ = os.Remove(filepath.Dir(filepath.Dir(group)))
+			return
+		}
+	}
 }
 
 // named lists the processes with the folder on their command line; zombies have none.

@@ -162,7 +162,7 @@ func (h *Host) flags() []string {
 	if cache == "" {
 		cache = filepath.Join(h.cluster.Dir, "cache")
 	}
-	flags := []string{"--data", h.Data, "--name", h.Name, "--address", h.Address, "--qemu", o.QEMU, "--cache", cache}
+	flags := []string{"--data", h.Data, "--name", h.Name, "--address", h.Address, "--qemu", o.QEMU, "--probe-cache", cache}
 	datastores := h.datastores
 	if len(datastores) == 0 {
 		datastores = []string{"shared=" + h.cluster.Datastore}
@@ -336,6 +336,22 @@ func (h *Host) PID(ctx context.Context, role string) (int, error) {
 	return 0, fmt.Errorf("%s has no process %s", h.Name, role)
 }
 
+// LogsVariable names a folder that hosts' logs are copied to when their cluster is closed.
+const LogsVariable = "GODWIT_LAB_LOGS"
+
+// keepLogs copies the logs to where LogsVariable says; a failure to do so must not hide how the test went.
+func (c *Cluster) keepLogs() {
+	to := os.Getenv(LogsVariable)
+	if to == "" {
+		return
+	}
+	for _, h := range c.Hosts {
+		if text, err := os.ReadFile(h.LogPath()); err == nil {
+			_ = os.WriteFile(filepath.Join(to, filepath.Base(c.Dir)+"-"+h.Name+".log"), text, 0o600)
+		}
+	}
+}
+
 // Close ends every process of the cluster and removes its folder. It may be called again.
 func (c *Cluster) Close() error {
 	c.close.Do(func() {
@@ -345,6 +361,7 @@ func (c *Cluster) Close() error {
 			all.Go(func() { errs[i] = h.Down() })
 		}
 		all.Wait()
+		c.keepLogs()
 		c.closed = errors.Join(errors.Join(errs...), sweep(c.Dir))
 		c.guard.dismiss()
 	})

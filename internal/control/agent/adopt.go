@@ -10,6 +10,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/migrate"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
+	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
@@ -57,7 +58,35 @@ func (a *Agent) adopt(ctx context.Context) error {
 				slog.String("dir", filepath.Join(a.RunDir, "vms", d.Name())))
 		}
 	}
+	a.sweepPorts(ctx)
 	return nil
+}
+
+// sweepPorts removes the switch ports of VMs that are not here: the former agent was killed between the end of a VM's QEMU and
+// that of its ports, or its incoming QEMU ended with it. A reserved one that stayed would refuse every later migration.
+func (a *Agent) sweepPorts(ctx context.Context) {
+	ports, err := a.Switch.Ports(ctx)
+	if err != nil {
+		a.Log.LogAttrs(ctx, slog.LevelWarn, "switch ports not looked through", slog.Any("err", err))
+		return
+	}
+	for _, p := range ports {
+		id := vmOfPort(p.ID)
+		if id == "" || a.lookup(id) != nil {
+			continue
+		}
+		switch p.Mode {
+		case vnet.ModeReserved:
+			err = a.Switch.Discard(ctx, p.ID, p.Migration)
+		case vnet.ModeForwarding:
+			err = a.Switch.Commit(ctx, p.ID, p.Migration) // it goes when its last frames have
+		case vnet.ModeNormal, vnet.ModeHeld:
+			err = a.Switch.RemovePort(ctx, p.ID)
+		}
+		if err != nil {
+			a.Log.LogAttrs(ctx, slog.LevelWarn, "switch port of a vm elsewhere stays", slog.String("port", p.ID), slog.Any("err", err))
+		}
+	}
 }
 
 // adoptProcess finds the VM's QEMU, nil when there is none.

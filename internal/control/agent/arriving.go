@@ -22,6 +22,9 @@ type arrival struct {
 
 // Prepare makes this host ready to receive a VM, or lists what stands against it. Repeating it returns the same.
 func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons []string, epoch uint64, err error) {
+	if err := a.awaitReady(ctx); err != nil {
+		return nil, 0, err
+	}
 	source, err := a.Store.Host(ctx, r.Source)
 	if err != nil {
 		return nil, 0, err
@@ -35,7 +38,7 @@ func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons 
 	if known != nil {
 		return nil, a.writer.Epoch(), known.target.Prepared(ctx)
 	}
-	if _, err := a.checkMigration(ctx); err != nil {
+	if _, err := a.checkMigration(ctx, false); err != nil {
 		return nil, 0, err
 	}
 	self, err := a.describe(ctx)
@@ -53,6 +56,16 @@ func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons 
 		return nil, 0, err
 	}
 	return nil, a.writer.Epoch(), target.Prepared(ctx)
+}
+
+// awaitReady waits until this host knows its VMs: before that it may still clean up behind the migration that it is asked about.
+func (a *Agent) awaitReady(ctx context.Context) error {
+	select {
+	case <-a.ready:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.Unavailable, "host %s is still looking for its VMs: try again", a.Host())
+	}
 }
 
 // receive begins the target's end of a migration, with a loop for the VM.
@@ -180,10 +193,8 @@ func (a *Agent) Discard(ctx context.Context, id inventory.MigrationID, source in
 // arrivalOf finds the target's end of a migration. One that is not being driven is rebuilt from the journal, so that its
 // final word can be repeated; nil means that this host is the VM's owner through this migration.
 func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source inventory.HostID) (*migrate.Target, error) {
-	select {
-	case <-a.ready:
-	case <-ctx.Done():
-		return nil, fault.New(fault.Unavailable, "host %s is still looking for its VMs", a.Host())
+	if err := a.awaitReady(ctx); err != nil {
+		return nil, err
 	}
 	a.mu.Lock()
 	in := a.incoming[id]

@@ -45,7 +45,7 @@ func (a *Agent) checkKVM() Check {
 
 // checkMemory is the correctness probe: does QEMU's migration keep memory intact?
 func (a *Agent) checkMemory(ctx context.Context) Check {
-	verdict, err := a.checkMigration(ctx)
+	verdict, err := a.checkMigration(ctx, true)
 	c := Check{Name: "migration", Detail: verdict.Detail}
 	switch {
 	case err != nil:
@@ -85,7 +85,7 @@ func (a *Agent) checkCgroup() Check {
 
 func (a *Agent) checkDatastores() Check {
 	if len(a.stores) == 0 {
-		return Check{Name: "datastore", State: "warn", Detail: "this host has none", Fix: "godwit datastore add NAME PATH"}
+		return Check{Name: "datastore", State: "warn", Detail: "this host has none", Fix: "godwit datastore add NAME=PATH"}
 	}
 	var parts []string
 	for _, ds := range a.stores {

@@ -152,20 +152,20 @@ func (a *Agent) keepStatus(ctx context.Context) {
 	}
 }
 
-// CreateNetwork makes a layer-2 segment.
-func (a *Agent) CreateNetwork(ctx context.Context, n inventory.Network) error {
+// CreateNetwork makes a layer-2 segment and returns it; the gateway of a subnet for which no host was named is here.
+func (a *Agent) CreateNetwork(ctx context.Context, n inventory.Network) (inventory.Network, error) {
 	if err := checkNetwork(n); err != nil {
-		return err
+		return n, err
 	}
 	if n.Spec.Gateway == "" && n.Spec.Subnet != "" {
 		n.Spec.Gateway = a.Host()
 	}
 	if n.Spec.Gateway != "" {
 		if _, err := a.Store.Host(ctx, n.Spec.Gateway); err != nil {
-			return err
+			return n, err
 		}
 	}
-	return a.writer.CreateNetwork(ctx, n)
+	return n, a.writer.CreateNetwork(ctx, n)
 }
 
 // Networks returns all segments.

@@ -168,14 +168,17 @@ func memory() memoryFigures {
 	return m
 }
 
-// checkMigration returns the verdict of the correctness probe, running it if no result is cached, and publishes it.
-func (a *Agent) checkMigration(ctx context.Context) (inventory.Verdict, error) {
+// checkMigration returns the verdict of the correctness probe, running it if no result is cached, and publishes it. With
+// fresh a verdict that is not good is asked for again, whatever is cached.
+func (a *Agent) checkMigration(ctx context.Context, fresh bool) (inventory.Verdict, error) {
 	a.verdictOnce.Lock()
 	defer a.verdictOnce.Unlock()
-	if v := a.knownVerdict(); v.State != inventory.VerdictUnknown {
+	if v := a.knownVerdict(); v.State == inventory.VerdictGood || v.State == inventory.VerdictBad && !fresh {
 		return v, nil
 	}
-	verdict, err := qemu.CheckMigration(ctx, a.probe(), a.abilities.Accelerator)
+	probe := a.probe()
+	probe.Fresh = fresh
+	verdict, err := qemu.CheckMigration(ctx, probe, a.abilities.Accelerator)
 	if err != nil {
 		return verdict, err
 	}

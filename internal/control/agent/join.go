@@ -59,7 +59,7 @@ func (a *Agent) Join(ctx context.Context, text string, host inventory.HostID, cs
 		return Welcome{}, fault.Wrap("join", "host "+string(host), err)
 	}
 	if err := a.writer.UseToken(ctx, token.ID, token.SecretHash(), host); err != nil {
-		return Welcome{}, fault.Wrap("join", "host "+string(host), err)
+		return Welcome{}, err
 	}
 	return Welcome{Cluster: a.Identity.Cluster(), CA: a.Identity.CA(), Certificate: certificate, StoreEndpoints: a.Endpoints}, nil
 }

@@ -192,6 +192,9 @@ func (v *vm) afterMigration(ctx context.Context, outcome migrate.Outcome) {
 		v.stay(ctx, target)
 	case migrate.Away:
 		v.gone = true
+		if source == nil {
+			break // it never was ours: the records below the own one are those of the host that it runs on
+		}
 		if err := v.agent.unlock(v.stored); err != nil {
 			v.log.LogAttrs(ctx, slog.LevelDebug, "old lock records stay", slog.Any("err", err))
 		}

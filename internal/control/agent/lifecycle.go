@@ -177,6 +177,10 @@ func (v *vm) start(ctx context.Context) (err error) {
 	v.process = process
 	v.mu.Unlock()
 	v.attach(ctx)
+	// Between our record and now another host may have made a higher one: the last look is right before the vCPUs run.
+	if err := a.holds(v.stored, v.stored.Run.Generation); err != nil {
+		return err
+	}
 	return v.cont(ctx)
 }
 

@@ -46,6 +46,20 @@ func (a *Agent) lock(vm inventory.VM, generation inventory.Generation) error {
 	return nil
 }
 
+// holds returns fault.Conflict unless the VM's lock record of the generation is the highest on each of its datastores.
+func (a *Agent) holds(vm inventory.VM, generation inventory.Generation) error {
+	for _, id := range datastores(vm.Spec) {
+		held, err := a.stores[id].Holds(vm.ID, generation)
+		if err != nil {
+			return err
+		}
+		if !held {
+			return fault.New(fault.Conflict, "another host has taken a higher lock record on datastore %s: see godwit vm info %s", a.stores[id].Name, vm.Spec.Name)
+		}
+	}
+	return nil
+}
+
 // unlock removes the VM's lock records up to the generation it left with, but never the highest. They are of no use any
 // more and a failure to remove them does no harm; it is returned to be logged.
 func (a *Agent) unlock(vm inventory.VM) error {

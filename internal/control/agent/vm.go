@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -172,8 +173,11 @@ func (v *vm) state(ctx context.Context, state inventory.VMState, detail string) 
 	v.writeStatus(ctx)
 }
 
-// writeStatus stores the status; a store that is away gets it later.
+// writeStatus stores the status; a store that is away gets it later. While the VM arrives its status is the source's to write.
 func (v *vm) writeStatus(ctx context.Context) {
+	if v.target != nil {
+		return
+	}
 	v.mu.Lock()
 	status := v.stored.Status
 	if v.pulse != nil {
@@ -326,6 +330,15 @@ func (v *vm) portIDs() []string {
 		ids = append(ids, p.ID)
 	}
 	return ids
+}
+
+// vmOfPort returns whose port it is, from the id that ports gave it, "" for one that is no VM's.
+func vmOfPort(port string) inventory.VMID {
+	i := strings.LastIndexByte(port, '-')
+	if i < 0 || !strings.HasPrefix(port, "vm-") { // as inventory.NewVMID has it
+		return ""
+	}
+	return inventory.VMID(port[:i])
 }
 
 // runDir is where the VM's QEMU has its sockets.

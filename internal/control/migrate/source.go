@@ -23,6 +23,7 @@ const (
 	callTimeout  = 3 * time.Second        // of one call to QEMU, store or target agent
 	prepareMax   = 30 * time.Second       // the target starts its QEMU
 	heirRetry    = 300 * time.Millisecond // between two tries to name the heir while the store is away
+	gateMax      = 500 * time.Millisecond // the guest stands and waits for the store to take the heir
 	stallMax     = 5 * time.Second        // without a byte while the VM is stopped: the stream is cut
 	precopyStall = 30 * time.Second       // without a byte while the VM runs: the same
 	inboxSize    = 64                     // events that wait for the loop; senders block beyond it
@@ -175,7 +176,8 @@ func (s *Source) run(ctx context.Context, start func(context.Context)) Outcome {
 	tasks.Go(func() { start(ctx) })
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
-	var gone <-chan struct{} // nil once it is known
+	var gate <-chan time.Time // ends the guest's wait for an heir
+	var gone <-chan struct{}  // nil once it is known
 	if s.Process != nil {
 		gone = s.Process.Done()
 	}
@@ -191,6 +193,8 @@ func (s *Source) run(ctx context.Context, start func(context.Context)) Outcome {
 		case <-s.look:
 			s.watchWaits(ctx, &tasks)
 			continue
+		case <-gate:
+			e.Kind, e.Why = handover.SourceAbort, "the store did not take the heir within "+gateMax.String()+" while the guest stood"
 		case <-tick.C:
 			s.watchWaits(ctx, &tasks)
 			e.Kind = handover.SourceTick
@@ -199,6 +203,11 @@ func (s *Source) run(ctx context.Context, start func(context.Context)) Outcome {
 			e.Authority = s.Authority()
 		}
 		s.step(ctx, &tasks, e)
+		if s.machine.State != handover.SourceGate {
+			gate = nil
+		} else if gate == nil {
+			gate = time.After(gateMax)
+		}
 	}
 	status, _ := s.Status()
 	switch {

@@ -26,6 +26,9 @@
 // everything queued since, and everything that follows, to B's reserved port, and keeps a copy of each until Commit.
 // Whatever the guest sent from A before it stopped is read to the end and followed by an END on every trunk.
 //
+// Track, earlier in the migration, has the port remember the last frames that it wrote; Forward sends the newest of them
+// again when the guest's receive ring tells that they did not reach it before it stopped.
+//
 // Open writes the forwarded frames to the target's QEMU and sends MOVED(m) on every trunk. Every host O, A and B
 // included, is an origin of frames for m, and has one moment at which it processes MOVED:
 //

@@ -216,7 +216,7 @@ type station struct {
 	mac  mac
 	mu   sync.Mutex
 	got  []*frame
-	all  uint64 // how many it has ever got
+	all  uint64        // how many it has ever got
 	more chan struct{} // token when got has grown
 	done chan struct{} // closed when the connection has ended
 }

@@ -87,7 +87,7 @@ func (s *hosts) CreateToken(ctx context.Context, req *connect.Request[godwitv1.C
 // CreateNetwork makes a segment.
 func (s *hosts) CreateNetwork(ctx context.Context, req *connect.Request[godwitv1.CreateNetworkRequest]) (*connect.Response[godwitv1.CreateNetworkResponse], error) {
 	n := inventory.Network{ID: inventory.NetworkID(req.Msg.GetId()), Spec: wire.FromNetworkSpec(req.Msg.GetSpec())}
-	err := s.agent.CreateNetwork(ctx, n)
+	n, err := s.agent.CreateNetwork(ctx, n)
 	return connect.NewResponse(&godwitv1.CreateNetworkResponse{Network: wire.Network(n)}), err
 }
 
