@@ -29,6 +29,7 @@ const (
 	agentMemory  = 24 << 20
 	switchMemory = 24 << 20
 	storeMemory  = 48 << 20
+	parentMemory = 8 << 20
 )
 
 // agentWaits bounds how long a starting agent waits for store and switch, which start beside it.
@@ -41,8 +42,7 @@ func newRole() *cobra.Command {
 		role := &cobra.Command{
 			Use: name, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				debug.SetMemoryLimit(memory)
-				debug.SetGCPercent(50)
+				thrifty(memory)
 				c, err := loadConfig(data)
 				if err != nil {
 					return err
@@ -60,6 +60,16 @@ func newRole() *cobra.Command {
 	add("switch", switchMemory, runSwitch)
 	add("agent", agentMemory, runAgent)
 	return cmd
+}
+
+// settled is when a process has started up and what that took can be given back.
+const settled = 5 * time.Second
+
+// thrifty makes the garbage collector work rather than the process grow: hosts are there for VMs.
+func thrifty(memory int64) {
+	debug.SetMemoryLimit(memory)
+	debug.SetGCPercent(25)
+	time.AfterFunc(settled, debug.FreeOSMemory)
 }
 
 func runStore(ctx context.Context, c *hostConfig, _ string, log *slog.Logger) error {

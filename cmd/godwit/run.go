@@ -18,6 +18,7 @@ func newRun() *cobra.Command {
 store, and starts again what ends. SIGTERM and Ctrl-C end them in order; VMs run on, and the next run
 finds them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			thrifty(parentMemory)
 			c, err := loadConfig(data)
 			if err != nil {
 				return err

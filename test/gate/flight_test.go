@@ -172,6 +172,33 @@ func (f *flight) move(t *testing.T, from, to *lab.Host) *godwitv1.Migration {
 	return m
 }
 
+// moves demands that a migration works now, whatever happened before.
+func (f *flight) moves(t *testing.T) {
+	t.Helper()
+	from, to := f.here(t)
+	f.move(t, from, to)
+	f.healthy(t, to)
+	f.pruned(t)
+}
+
+// allUp waits until all hosts answer.
+func (f *flight) allUp(t *testing.T) {
+	t.Helper()
+	for _, h := range f.Hosts {
+		if err := h.WaitUp(step(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sameProcess demands that the VM is in the process that it was in before.
+func (f *flight) sameProcess(t *testing.T, before *godwitv1.VM) {
+	t.Helper()
+	if was, is := before.GetStatus().GetPid(), f.info(t).GetStatus().GetPid(); was != is || was == 0 {
+		t.Errorf("the VM's process was %d and is %d", was, is)
+	}
+}
+
 // memoryRight is the check that a corrupted guest must not pass.
 func (f *flight) memoryRight(ctx context.Context) (control.Checksum, error) {
 	sum, err := f.guest.Checksum(ctx)
