@@ -63,12 +63,10 @@ func main() {
 	for _, err := range loadModules("/modules") {
 		g.say("%v", err)
 	}
-	if err := g.run(context.Background()); err != nil {
-		panic(err)
-	}
+	panic(g.run(context.Background()))
 }
 
-// run starts the parts; they run for ever.
+// run starts the parts; they run for ever, so it returns with an error only.
 func (g *guest) run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	part := func(name string, run func(context.Context) error) {

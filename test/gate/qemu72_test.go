@@ -26,7 +26,8 @@ func TestBadQEMU(t *testing.T) {
 		}
 		t.Skip("QEMU 7.2 comes with Debian 12 only")
 	}
-	c := startCluster(t, lab.Options{Hosts: 2, QEMU: old})
+	t.Setenv("GODWIT_USER", "") // root, as the cache may be in a home folder, where no other user may look
+	c := startCluster(t, lab.Options{Hosts: 2, QEMU: old, Cache: t.TempDir()})
 	first, second := c.Hosts[0], c.Hosts[1]
 	out, err := first.Godwit(step(t), "doctor")
 	if lab.ExitCode(err) != 5 {

@@ -145,6 +145,9 @@ func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.
 	case run.Owner == a.Host():
 		return a.adoptOwned(ctx, stored, process)
 	}
+	if process == nil {
+		return nil // it was ended above, or ended by itself meanwhile
+	}
 	// Another host's VM: what is left here was given up and must not run again.
 	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending a copy that belongs elsewhere", slog.String("vm", string(stored.ID)), slog.String("owner", string(run.Owner)))
 	if err := process.Kill(ctx); err != nil {

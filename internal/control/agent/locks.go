@@ -77,6 +77,10 @@ func (a *Agent) unlock(vm inventory.VM) error {
 func (a *Agent) locks(vm inventory.VM, source inventory.HostID) map[inventory.DatastoreID]bool {
 	seen := map[inventory.DatastoreID]bool{}
 	for _, id := range datastores(vm.Spec) {
+		if vm.Status.State == inventory.Stopped || vm.Status.State == inventory.Crashed {
+			seen[id] = true // nobody holds it, so nothing is proved; that it does not run is reason enough
+			continue
+		}
 		if ds := a.stores[id]; ds != nil {
 			records, err := ds.Locks(vm.ID)
 			seen[id] = err == nil && slices.ContainsFunc(records, func(r datastore.Record) bool { return r.Host == source })

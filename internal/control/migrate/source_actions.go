@@ -311,7 +311,11 @@ func (s *Source) readOwner(ctx context.Context) {
 // report changes the status and writes it to the store. A store that is away keeps nothing from going on: the status is
 // written again with the next phase, and the last one until it succeeds (see agent).
 func (s *Source) report(ctx context.Context, change func(*inventory.MigrationStatus)) {
-	status := s.set(change)
+	s.write(ctx, s.set(change))
+}
+
+// write writes the status to the store.
+func (s *Source) write(ctx context.Context, status inventory.MigrationStatus) {
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
 	if err := s.Records.Status(within, s.Migration.ID, status); err != nil {
@@ -319,16 +323,23 @@ func (s *Source) report(ctx context.Context, change func(*inventory.MigrationSta
 	}
 }
 
-// reportEnd writes what the machine reports, with the figures when it is over.
+// reportEnd writes what the machine reports, with the figures when it is over. The end is written first and told then, so that
+// who was told finds it at every host.
 func (s *Source) reportEnd(ctx context.Context, a handover.SourceAction) {
-	s.report(ctx, func(st *inventory.MigrationStatus) {
+	phase := func(st *inventory.MigrationStatus) {
 		st.Phase, st.Reason = a.Phase, a.Why
 		st.Released = st.Released || a.Phase == inventory.Released || a.Phase == inventory.Undecided
-		if a.Phase.Final() {
-			st.Ended = time.Now()
-			st.Result.Total = time.Since(s.Migration.Spec.Requested)
-			st.Result.Sent = max(st.Result.Sent, st.Progress.Sent, inventory.Bytes(s.relay.Sent()))
-			st.Result.Rounds = max(st.Result.Rounds, st.Progress.Round)
-		}
-	})
+	}
+	if !a.Phase.Final() {
+		s.report(ctx, phase)
+		return
+	}
+	status, _ := s.Status()
+	phase(&status)
+	status.Ended = time.Now()
+	status.Result.Total = time.Since(s.Migration.Spec.Requested)
+	status.Result.Sent = max(status.Result.Sent, status.Progress.Sent, inventory.Bytes(s.relay.Sent()))
+	status.Result.Rounds = max(status.Result.Rounds, status.Progress.Round)
+	s.write(ctx, status)
+	s.set(func(st *inventory.MigrationStatus) { *st = status })
 }
