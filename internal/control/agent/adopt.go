@@ -207,11 +207,7 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 		found = handover.SourceFoundRebooted
 	}
 	if process != nil {
-		status, err := process.QMP().Status(ctx)
-		if err != nil {
-			return err
-		}
-		migration, err := process.QMP().Migration(ctx)
+		status, migration, err := standing(ctx, process)
 		if err != nil {
 			return err
 		}
@@ -242,11 +238,7 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 		found = handover.TargetFoundRebooted
 	}
 	if process != nil {
-		status, err := process.QMP().Status(ctx)
-		if err != nil {
-			return err
-		}
-		migration, err := process.QMP().Migration(ctx)
+		status, migration, err := standing(ctx, process)
 		if err != nil {
 			return err
 		}
@@ -274,6 +266,16 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 	})
 	v.arrive(ctx, target, func(ctx context.Context) migrate.Outcome { return target.Restore(ctx, found) })
 	return nil
+}
+
+// standing asks a QEMU what it does and where its migration is.
+func standing(ctx context.Context, process *qemu.Process) (qmp.Status, qmp.Migration, error) {
+	status, err := process.QMP().Status(ctx)
+	if err != nil {
+		return qmp.Status{}, qmp.Migration{}, err
+	}
+	migration, err := process.QMP().Migration(ctx)
+	return status, migration, err
 }
 
 // rebootedIn reports whether this host was booted while the migration was open: then the journal of it is lost, and so is every
