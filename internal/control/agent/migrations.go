@@ -157,4 +157,3 @@ func (a *Agent) followMigrations(ctx context.Context) error {
 		return nil
 	})
 }
-
