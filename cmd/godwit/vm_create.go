@@ -108,7 +108,7 @@ func parseDisk(text string) (*godwitv1.DiskRequest, error) {
 				return nil, fault.Wrap("--disk", text, err)
 			}
 			if size == 0 {
-				return nil, fault.New(fault.Invalid, "--disk %s: a disk of size 0 is of no use", text)
+				return nil, fault.New(fault.Invalid, "--disk %s: a disk of size 0 is of no use: say how large it is, like size=20G", text)
 			}
 			disk.Size = int64(size)
 		case key == "format":

@@ -70,7 +70,7 @@ func (s VMSpec) Problems() []string {
 	for _, n := range s.NICs {
 		mac, err := net.ParseMAC(n.MAC)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() != n.MAC {
-			add("nic %s: %q is no unicast MAC address in lower case with colons", n.Name, n.MAC)
+			add("nic %s: %q is no unicast MAC address: write it like 52:54:00:12:34:56, or leave it out", n.Name, n.MAC)
 		}
 		if seen[n.Name] || seen[n.MAC] {
 			add("nic %s is named twice", n.Name)
@@ -101,7 +101,7 @@ func (s VMSpec) Problems() []string {
 func (f File) check() error {
 	clean := path.Clean(f.Path)
 	if f.Path == "" || clean != f.Path || path.IsAbs(clean) || clean == ".." || strings.HasPrefix(clean, "../") {
-		return fault.New(fault.Invalid, "path %q is not a path inside its datastore", f.Path)
+		return fault.New(fault.Invalid, "path %q is not a path inside its datastore: write it relative to its directory, without ..", f.Path)
 	}
 	if strings.ContainsAny(f.Path, ",\n\r\x00") {
 		return fault.New(fault.Invalid, "path %q has a comma or a line break, which image paths cannot have", f.Path)

@@ -117,7 +117,13 @@ func (f *flight) info(t *testing.T) *godwitv1.VM {
 // begin records a migration at the VM's host and returns its id.
 func (f *flight) begin(t *testing.T, from, to *lab.Host, flags ...string) string {
 	t.Helper()
-	args := slices.Concat([]string{"vm", "migrate", vmName, "--to", to.Name, "--detach", "--json"}, flags)
+	return begin(t, vmName, from, to, flags...)
+}
+
+// begin records a migration of the VM at its host and returns its id.
+func begin(t *testing.T, vm string, from, to *lab.Host, flags ...string) string {
+	t.Helper()
+	args := slices.Concat([]string{"vm", "migrate", vm, "--to", to.Name, "--detach", "--json"}, flags)
 	out, err := from.Godwit(step(t), args...)
 	if err != nil {
 		t.Fatal(err)

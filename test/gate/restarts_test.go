@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -117,15 +116,8 @@ func (f *flight) console(t *testing.T, h *lab.Host) {
 		t.Fatal(err)
 	}
 	if err := <-ended; err != nil {
-		t.Errorf("leaving the console: %v", exitOf(err))
+		t.Errorf("leaving the console: %v\n%s", err, said)
 	}
-}
-
-func exitOf(err error) string {
-	if exit, ok := err.(*exec.ExitError); ok { //nolint:errorlint // os/exec returns it bare
-		return exit.String()
-	}
-	return err.Error()
 }
 
 // transcript collects what a process says.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
@@ -98,6 +99,13 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 		CPUModel: want.CPUModel, Boot: want.Boot, Created: time.Now(),
 	}
 	var bad []string
+	kind := fault.NotFound // as long as nothing worse is wrong
+	refuse := func(err error) {
+		bad = append(bad, err.Error())
+		if !fault.Is(err, fault.NotFound) {
+			kind = fault.Invalid
+		}
+	}
 	resolve := func(f *inventory.File) {
 		if f.Path == "" {
 			*f = inventory.File{}
@@ -105,14 +113,14 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 		}
 		ds, err := a.datastore(string(f.Datastore))
 		if err != nil {
-			bad = append(bad, err.Error())
+			refuse(err)
 			return
 		}
 		f.Datastore = ds.ID
 		if path, err := ds.Resolve(f.Path); err != nil {
-			bad = append(bad, err.Error())
+			refuse(err)
 		} else if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
-			bad = append(bad, fmt.Sprintf("no file %s on datastore %s: copy it to %s", f.Path, ds.Name, path))
+			refuse(fault.New(fault.NotFound, "no file %s on datastore %s: copy it to %s", f.Path, ds.Name, path))
 		}
 	}
 	resolve(&spec.Boot.Kernel)
@@ -121,7 +129,7 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 	for i, d := range want.Disks {
 		ds, err := a.datastore(d.Datastore)
 		if err != nil {
-			bad = append(bad, err.Error())
+			refuse(err)
 			continue
 		}
 		name := fmt.Sprintf("disk%d", i)
@@ -141,7 +149,7 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 		}
 		spec.NICs = append(spec.NICs, n)
 	}
-	if err := fault.Refuse(fault.Invalid, bad); err != nil {
+	if err := fault.Refuse(kind, bad); err != nil {
 		return spec, err
 	}
 	if spec.CPUModel == "" {
@@ -174,7 +182,7 @@ func (a *Agent) datastore(nameOrID string) (*datastore.Datastore, error) {
 	if len(names) == 0 {
 		return nil, fault.New(fault.NotFound, "host %s has no datastore: add one with godwit datastore add", a.Host())
 	}
-	return nil, fault.New(fault.NotFound, "host %s has no datastore %q: it has %v", a.Host(), nameOrID, names)
+	return nil, fault.New(fault.NotFound, "host %s has no datastore %q: it has %s", a.Host(), nameOrID, strings.Join(names, ", "))
 }
 
 // haveNetworks refuses NICs on networks that do not exist.

@@ -115,23 +115,38 @@ func (a *Agent) change(ctx context.Context, op string, id inventory.VMID, f func
 	}
 	err = v.do(ctx, func(ctx context.Context) error {
 		if v.source != nil || v.target != nil {
-			return fault.New(fault.Conflict, "it is migrating: wait, or end that with godwit migration cancel")
+			return errMigrating
 		}
 		return f(ctx, v)
 	})
 	return a.live(v.record()), fault.Wrap(op, "vm "+v.record().Spec.Name, err)
 }
 
-// must refuses unless the VM is in one of the states.
+// must refuses unless the VM is in one of the states, and says what to do first.
 func (v *vm) must(states ...inventory.VMState) error {
-	if now := v.stored.Status.State; !slices.Contains(states, now) {
-		return fault.New(fault.Conflict, "it is %v", now)
+	now := v.stored.Status.State
+	switch {
+	case slices.Contains(states, now):
+		return nil
+	case v.source != nil || v.target != nil:
+		return errMigrating
+	case slices.Contains(states, inventory.Stopped):
+		return fault.New(fault.Conflict, "it is %v: stop it first", now)
 	}
-	return nil
+	return fault.New(fault.Conflict, "it is %v: start it first", now)
 }
+
+// errMigrating refuses what a VM on its way cannot do.
+var errMigrating = fault.New(fault.Conflict, "it is migrating: wait, or end that with godwit migration cancel")
 
 // start brings the VM up: admission, generation, lock records, ports, QEMU with stopped vCPUs, and only then cont.
 func (v *vm) start(ctx context.Context) (err error) {
+	switch v.stored.Status.State { //nolint:exhaustive // must looks at the others
+	case inventory.Running:
+		return fault.New(fault.Conflict, "it is running already")
+	case inventory.Paused:
+		return fault.New(fault.Conflict, "it is paused: let it run on with godwit vm resume")
+	}
 	if err := v.must(inventory.Stopped, inventory.Crashed); err != nil {
 		return err
 	}
@@ -237,7 +252,7 @@ func (v *vm) stop(ctx context.Context, force bool) error {
 		return nil
 	}
 	if v.source != nil || v.target != nil {
-		return fault.New(fault.Conflict, "it is migrating: wait, or end that with godwit migration cancel")
+		return errMigrating
 	}
 	if force || v.process == nil || v.stored.Status.State == inventory.Crashed {
 		if err := v.want(ctx, inventory.PowerOff); err != nil {
@@ -279,7 +294,7 @@ func (v *vm) end(ctx context.Context, now bool) error {
 // destroy removes a stopped VM from the inventory and then what it left on disk.
 func (v *vm) destroy(ctx context.Context, deleteDisks bool) error {
 	if err := v.must(inventory.Stopped, inventory.Crashed); err != nil {
-		return fault.New(fault.Conflict, "%w: stop it first", err)
+		return err
 	}
 	if err := v.end(ctx, true); err != nil {
 		return err

@@ -9,11 +9,17 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // relayBuffer is the piece in which the memory stream is copied: large enough that a system call and a TLS record are
 // cheap beside it, small enough that an agent's memory stays small.
 const relayBuffer = 256 << 10
+
+// incomingBuffer is what the socket to the incoming QEMU may hold. QEMU reads 32 KiB at a time; with the kernel's default of some
+// 200 KiB it and the agent wake each other for each piece, which costs a tenth of the relay's time. Much more would only
+// lengthen the pause, since all of it has to be read after the guest has stopped.
+const incomingBuffer = 1 << 20
 
 // halfCloser is what both unix and TLS connections can: end one direction and keep the other.
 type halfCloser interface {
@@ -80,4 +86,21 @@ func (r *Relay) Run(ctx context.Context, from, to halfCloser) error {
 func closeBoth(a, b net.Conn) {
 	_ = a.Close() // the end was reached or the stream is cut on purpose: nothing is left to say
 	_ = b.Close()
+}
+
+// widen lets a socket hold that many bytes on their way out, if the kernel lets us: beyond its limit only root may go.
+func widen(conn net.Conn, size int) {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return
+	}
+	raw, err := unixConn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, size) // as much as the limit allows; less is slower, not wrong
+		}
+	})
 }

@@ -54,6 +54,7 @@ type Source struct {
 
 	inbox   chan sourceEvent
 	look    chan struct{} // somebody saw the VM's run record change
+	news    chan struct{} // the status has changed in a way that the store is to know
 	machine handover.Source
 	relay   Relay
 	cut     context.CancelFunc // ends the stream; under shared
@@ -67,6 +68,8 @@ type Source struct {
 	held     bool       // the switch ports are held
 	rings    []ring     // of the guest's cards, in the order of Ports
 	vcpusOff bool       // the guest has stopped: only the end of the migration opens the ports
+
+	writing sync.Mutex // held over writes of the status to the store, so that no older one overtakes
 
 	mu      sync.Mutex
 	status  inventory.MigrationStatus
@@ -83,7 +86,7 @@ type sourceEvent struct {
 func NewSource(c SourceConfig) *Source {
 	return &Source{
 		SourceConfig: c, machine: handover.NewSource(c.Migration.ID), inbox: make(chan sourceEvent, inboxSize),
-		look:   make(chan struct{}, 1),
+		look: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		status: c.Migration.Status, changed: make(chan struct{}), cut: func() {},
 	}
 }
@@ -174,6 +177,7 @@ func (s *Source) run(ctx context.Context, start func(context.Context)) Outcome {
 		tasks.Go(func() { s.listen(ctx, events) })
 	}
 	tasks.Go(func() { start(ctx) })
+	tasks.Go(func() { s.keepWriting(ctx) })
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var gate <-chan time.Time // ends the guest's wait for an heir
@@ -279,7 +283,7 @@ func (s *Source) begin(ctx context.Context) {
 func (s *Source) prepare(ctx context.Context) error {
 	within, done := context.WithTimeout(ctx, prepareMax)
 	defer done()
-	s.report(ctx, func(st *inventory.MigrationStatus) { st.Phase, st.Started = inventory.Admitted, time.Now() })
+	s.report(func(st *inventory.MigrationStatus) { st.Phase, st.Started = inventory.Admitted, time.Now() })
 	reasons, err := s.Far.Prepare(within, PrepareRequest{
 		Migration: s.Migration.ID, VM: s.VM, Source: s.Migration.Spec.Source, SourceEpoch: s.Epoch,
 	})
@@ -307,7 +311,7 @@ func (s *Source) copy(ctx context.Context) {
 	abort := func(err error) {
 		s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()})
 	}
-	s.report(ctx, func(st *inventory.MigrationStatus) { st.Phase = inventory.Prepared })
+	s.report(func(st *inventory.MigrationStatus) { st.Phase = inventory.Prepared })
 	stream, err := s.Far.Stream(ctx, s.Migration.ID)
 	if err != nil {
 		abort(err)

@@ -52,7 +52,8 @@ func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.Sourc
 	case handover.ClearHeir:
 		tasks.Go(func() { s.clearHeir(ctx) })
 	case handover.RecordDiscarded:
-		s.report(undo, func(st *inventory.MigrationStatus) { st.Reason = "source discarded: " + a.Why })
+		s.set(func(st *inventory.MigrationStatus) { st.Reason = "source discarded: " + a.Why })
+		s.writeStatus(undo)
 	case handover.SourceReport:
 		s.reportEnd(undo, a)
 	case handover.SourceViolation:
@@ -308,17 +309,42 @@ func (s *Source) readOwner(ctx context.Context) {
 	}
 }
 
-// report changes the status and writes it to the store. A store that is away keeps nothing from going on: the status is
-// written again with the next phase, and the last one until it succeeds (see agent).
-func (s *Source) report(ctx context.Context, change func(*inventory.MigrationStatus)) {
-	s.write(ctx, s.set(change))
+// report changes the status, which is written to the store soon but not here: the guest stands still in some of these phases,
+// and is not copied yet in the others.
+func (s *Source) report(change func(*inventory.MigrationStatus)) {
+	s.set(change)
+	select {
+	case s.news <- struct{}{}:
+	default: // what is written next is the latest in any case
+	}
 }
 
-// write writes the status to the store.
+// keepWriting writes what was reported, until the loop has ended.
+func (s *Source) keepWriting(ctx context.Context) {
+	for {
+		select {
+		case <-s.news:
+			s.writeStatus(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// writeStatus writes the status to the store as it is now.
+func (s *Source) writeStatus(ctx context.Context) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	status, _ := s.Status()
+	s.write(ctx, status)
+}
+
+// write writes a status to the store; s.writing is held. A store that is away keeps nothing from going on: the status is
+// written again with the next phase, and the last one until it succeeds (see agent).
 func (s *Source) write(ctx context.Context, status inventory.MigrationStatus) {
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
-	if err := s.Records.Status(within, s.Migration.ID, status); err != nil {
+	if err := s.Records.Status(within, s.Migration.ID, status); err != nil && ctx.Err() == nil {
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "migration status not written", slog.String("phase", status.Phase.String()), slog.Any("err", err))
 	}
 }
@@ -331,9 +357,11 @@ func (s *Source) reportEnd(ctx context.Context, a handover.SourceAction) {
 		st.Released = st.Released || a.Phase == inventory.Released || a.Phase == inventory.Undecided
 	}
 	if !a.Phase.Final() {
-		s.report(ctx, phase)
+		s.report(phase)
 		return
 	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	status, _ := s.Status()
 	phase(&status)
 	status.Ended = time.Now()

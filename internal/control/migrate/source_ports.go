@@ -16,6 +16,10 @@ import (
 // within the last tens of milliseconds before the guest stops.
 const followEvery = 20 * time.Millisecond
 
+// showEvery is how often the progress of a copy is published: often enough for an eye, and no more, as each watcher takes
+// processor time from the copy.
+const showEvery = 100 * time.Millisecond
+
 // drainMax bounds the wait for QEMU to read what the switch wrote before a hold.
 const drainMax = 20 * time.Millisecond
 
@@ -24,6 +28,7 @@ const drainMax = 20 * time.Millisecond
 func (s *Source) follow(ctx context.Context) {
 	track := converge.New(converge.Config{Downtime: converge.DowntimeLimit(s.Migration.Spec.DowntimeMax)})
 	began := time.Now()
+	var shown time.Time
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
@@ -37,12 +42,10 @@ func (s *Source) follow(ctx context.Context) {
 				DirtyPages: int64(m.RAM.DirtyRate) / max(int64(m.RAM.PageSize), 1), Mbps: float64(m.RAM.SendRate) * 8 / 1e6,
 				Passes: m.RAM.Rounds, Predicted: m.ExpectedDowntime, Throttle: m.Throttle,
 			})
-			s.set(func(st *inventory.MigrationStatus) {
-				st.Progress = advice.Progress
-				if m.Downtime > 0 {
-					st.Result.Downtime = m.Downtime
-				}
-			})
+			if time.Since(shown) >= showEvery {
+				shown = time.Now()
+				s.set(func(st *inventory.MigrationStatus) { st.Progress = advice.Progress })
+			}
 			switch advice.Port {
 			case converge.Hold:
 				s.holdPorts(ctx, false)

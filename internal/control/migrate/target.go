@@ -207,6 +207,7 @@ func (t *Target) Stream(ctx context.Context, stream net.Conn) error {
 	if !ok {
 		return fault.New(fault.Internal, "incoming qemu: no unix connection")
 	}
+	widen(conn, incomingBuffer)
 	t.mu.Lock()
 	t.streams++
 	t.mu.Unlock()

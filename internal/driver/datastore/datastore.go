@@ -189,7 +189,9 @@ func (d *Datastore) Resolve(relative string) (string, error) {
 		}
 		relative, last = path.Split(relative)
 		relative = path.Clean(relative)
-		_, err = d.root.Stat(relative)
+		if _, err = d.root.Stat(relative); errors.Is(err, fs.ErrNotExist) {
+			return "", d.wrap("", fault.New(fault.NotFound, "there is no directory %s: make it first, or correct the path", relative))
+		}
 	}
 	if err != nil {
 		return "", d.wrap("", d.fileError(relative, err))

@@ -17,7 +17,7 @@ func explain(err error) error {
 	}
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fault.New(fault.NoResources, "no space left: free some, or enlarge it: %w", err)
+		return fault.New(fault.NoResources, "no space is left: free some, or enlarge it")
 	case errors.Is(err, unix.EROFS):
 		return fault.New(fault.Unavailable, "it is mounted read-only: mount it read-write: %w", err)
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EIO), errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ETIMEDOUT):

@@ -187,6 +187,9 @@ func (s *Server) stream(ctx context.Context, conn *tls.Conn, from inventory.Host
 		return
 	}
 	stream.Header = header
+	if raw, ok := conn.NetConn().(*stranger); ok {
+		boundStream(raw.Conn)
+	}
 	if s.Stream == nil {
 		_ = stream.Refuse(fault.New(fault.Invalid, "this host takes no streams")) // likewise
 		return

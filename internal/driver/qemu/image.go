@@ -60,7 +60,7 @@ func checkImage(ctx context.Context, path string, format inventory.DiskFormat) (
 	st, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return Image{}, fault.New(fault.NotFound, "there is no such file")
+		return Image{}, fault.New(fault.NotFound, "there is no such file: check the path, or have it made by giving a size")
 	case errors.Is(err, fs.ErrPermission):
 		return Image{}, fault.New(fault.Denied, "%w", err)
 	case err != nil:
@@ -169,5 +169,8 @@ func runImageTool(ctx context.Context, args ...string) ([]byte, error) {
 		return nil, fault.New(fault.Unavailable, "the storage does not answer: %w", ctx.Err())
 	}
 	said := strings.ReplaceAll(strings.TrimSpace(stderr.String()), "\n", "; ")
+	for _, arg := range args { // the caller names the file
+		said = strings.ReplaceAll(said, arg+": ", "")
+	}
 	return nil, spaceOr(fault.Invalid, errors.New(strings.TrimPrefix(cmp.Or(said, err.Error()), "qemu-img: ")))
 }

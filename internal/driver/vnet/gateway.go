@@ -12,10 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containers/gvisor-tap-vsock/pkg/services/dhcp"
 	"github.com/containers/gvisor-tap-vsock/pkg/services/dns"
 	"github.com/containers/gvisor-tap-vsock/pkg/services/forwarder"
-	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
 	"github.com/sirupsen/logrus"
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -42,8 +40,8 @@ const (
 	etherARP     = 0x0806
 )
 
-// gateway is a port of a network behind which gvisor-tap-vsock's services run on a stack of our own, so that it can be
-// closed again. It filters what goes in: only what is meant for a gateway, see wanted.
+// gateway is a port of a network behind which gvisor-tap-vsock's DNS and NAT and our DHCP run on a stack of our own, so
+// that it can be closed again. It filters what goes in: only what is meant for a gateway, see wanted.
 type gateway struct {
 	plan   *gatewayPlan
 	sw     *Switch
@@ -51,7 +49,6 @@ type gateway struct {
 	log    *slog.Logger
 	stack  *stack.Stack
 	link   *channel.Endpoint
-	pool   *tap.IPPool
 	ports  *forwarder.PortsForwarder
 	names  *resolver
 	serves []func() error // services, each until its socket is closed
@@ -215,7 +212,6 @@ func (g *gateway) build() error {
 }
 
 func (g *gateway) buildServices(own tcpip.Address) error {
-	plan := g.plan
 	name := tcpip.FullAddress{NIC: gatewayNIC, Addr: own, Port: 53}
 	udpConn, err := gonet.DialUDP(g.stack, &name, nil, ipv4.ProtocolNumber)
 	if err != nil {
@@ -231,22 +227,8 @@ func (g *gateway) buildServices(own tcpip.Address) error {
 	if err != nil {
 		return err
 	}
-	_, base, err := net.ParseCIDR(plan.subnet.String())
-	if err != nil {
-		return err
-	}
-	g.pool = tap.NewIPPool(base)
-	g.pool.Reserve(plan.address.AsSlice(), plan.mac.String())
-	leases, err := dhcp.New(&types.Configuration{
-		MTU: gatewayMTU, Subnet: plan.subnet.String(), GatewayIP: plan.address.String(),
-		GatewayMacAddress: plan.mac.String(), DNSSearchDomains: []string{strings.TrimSuffix(zone, ".")},
-	}, g.stack, g.pool)
-	if err != nil {
-		return err
-	}
-	g.closes = append(g.closes, leases.Underlying)
-	g.serves = append(g.serves, names.Serve, names.ServeTCP, leases.Serve)
-	return nil
+	g.serves = append(g.serves, names.Serve, names.ServeTCP)
+	return g.buildDHCP()
 }
 
 // run moves frames between the fabric and the stack until ctx ends or the gateway is stopped, and then closes it.

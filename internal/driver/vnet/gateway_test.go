@@ -122,11 +122,11 @@ func TestLeasesCollide(t *testing.T) {
 	g := n.sw.networks[blue].gateway
 	n.sw.mu.Unlock()
 	for i := range 5 {
-		if !g.lease(mac{2, 0, 0, 0, 0, byte(i)}) {
+		if _, ok := g.lease(mac{2, 0, 0, 0, 0, byte(i)}); !ok {
 			t.Fatalf("no lease for machine %d of 5", i+1)
 		}
 	}
-	if g.lease(mac{2, 0, 0, 0, 0, 5}) {
+	if _, ok := g.lease(mac{2, 0, 0, 0, 0, 5}); ok {
 		t.Fatal("a sixth lease in a subnet of five")
 	}
 	seen := map[string]bool{"10.77.0.1": true, "10.77.0.0": true, "10.77.0.7": true}

@@ -23,8 +23,7 @@ const (
 // wanted reports whether a frame from the segment is for the gateway: unicast to its address, ARP, or a DHCP request.
 // It keeps out what a NAT that stands for all addresses would wrongly take: multicasts and subnet broadcasts (they would
 // be sent on from this host), addresses that mean this host itself, and pings of others, which the stack would answer in
-// their name. A DHCP request gets its lease here, before the server sees it, so that the address depends on the MAC and
-// not on who came first.
+// their name.
 func (g *gateway) wanted(b []byte) bool {
 	target := mac(b[0:6])
 	if target != g.plan.mac && target != broadcast {
@@ -44,7 +43,7 @@ func (g *gateway) wanted(b []byte) bool {
 	to := netip.AddrFrom4([4]byte(ip[16:20]))
 	payload := ip[max(20, 4*int(ip[0]&15)):]
 	if ip[9] == 17 && binary.BigEndian.Uint16(payload[2:]) == 67 { // UDP to the DHCP server's port
-		return len(payload) >= 8+34 && g.lease(mac(payload[8+28:8+34]))
+		return true
 	}
 	if target == broadcast || to.IsMulticast() || to.IsLoopback() || to.As4()[0] == 0 || to.As4()[0] >= 240 {
 		return false
@@ -62,16 +61,16 @@ func (g *gateway) claims(b []byte) bool {
 	return binary.BigEndian.Uint16(a[6:]) == 2 && netip.AddrFrom4([4]byte(a[14:18])) != g.plan.address
 }
 
-// lease makes sure that the address has a lease, and reports whether it has. It is the one the agent fixed, else the one
-// remembered, else the first free one from a place that the MAC address determines.
-func (g *gateway) lease(m mac) bool {
+// lease returns the machine's address, and whether it has one. It is the one the agent fixed, else the one remembered,
+// else the first free one from a place that the MAC address determines.
+func (g *gateway) lease(m mac) (netip.Addr, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, ok := g.leases[m]; ok {
-		return true
+	if a, ok := g.leases[m]; ok {
+		return a, true
 	}
 	if m.zero() || m.multicast() || len(g.leases) >= leasesMax {
-		return false
+		return netip.Addr{}, false
 	}
 	taken := map[netip.Addr]bool{g.plan.address: true}
 	for _, a := range g.leases {
@@ -88,23 +87,17 @@ func (g *gateway) lease(m mac) bool {
 		var b [4]byte
 		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])+1+(h.Sum32()%usable+i)%usable)
 		if a := netip.AddrFrom4(b); !taken[a] {
-			g.grant(m, a)
+			g.leases[m] = a
 			g.sw.remember(g.plan.id, m, a)
-			return true
+			return a, true
 		}
 	}
 	g.log.Warn("no free address", slog.String("network", string(g.plan.id)), slog.String("mac", m.String()))
-	return false
+	return netip.Addr{}, false
 }
 
-// grant gives an address to a guest. The caller holds mu, or nobody else has the gateway yet.
-func (g *gateway) grant(m mac, a netip.Addr) {
-	g.pool.Release(m.String())
-	g.pool.Reserve(net.IP(a.AsSlice()), m.String())
-	g.leases[m] = a
-}
-
-// recall takes over the leases that the agent fixed, and remembered ones as far as they fit.
+// recall takes over the leases that the agent fixed, and remembered ones as far as they fit. Nobody else has the gateway
+// yet.
 func (g *gateway) recall(remembered map[string]string) {
 	taken := map[netip.Addr]bool{g.plan.address: true}
 	for _, known := range []map[string]string{g.plan.spec.Leases, remembered} {
@@ -112,7 +105,7 @@ func (g *gateway) recall(remembered map[string]string) {
 			m, err := parseMAC(text)
 			a, aerr := netip.ParseAddr(known[text])
 			if _, has := g.leases[m]; err == nil && aerr == nil && !has && !taken[a] && g.plan.subnet.Contains(a) {
-				g.grant(m, a)
+				g.leases[m] = a
 				taken[a] = true
 			}
 		}

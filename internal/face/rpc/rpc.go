@@ -23,6 +23,10 @@ import (
 // requestMax bounds one request message. Nothing that Godwit is asked is large.
 const requestMax = 1 << 20
 
+// compressMin is the size from which answers are compressed. Progress of a migration is smaller and comes often, and its
+// compression would take more processor time than all the rest of sending it.
+const compressMin = 4 << 10
+
 // forwarded marks a call that another host has passed on.
 const forwarded = "Godwit-Forwarded-By"
 
@@ -35,7 +39,7 @@ func OpenPaths() []string { return []string{"/" + godwitv1connect.JoinServiceNam
 func Handler(a *agent.Agent, local bool) http.Handler {
 	mux := http.NewServeMux()
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax),
+		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax), connect.WithCompressMinBytes(compressMin),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
 	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{a}, options...))
