@@ -77,6 +77,12 @@ func (r records) Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, e
 	return stored.Run, err
 }
 
+// Released implements migrate.Records.
+func (r records) Released(ctx context.Context, id inventory.MigrationID) (bool, error) {
+	m, err := r.agent.Store.Migration(ctx, id)
+	return m.Status.Released, err
+}
+
 // Status implements migrate.Records.
 func (r records) Status(ctx context.Context, id inventory.MigrationID, s inventory.MigrationStatus) error {
 	return r.agent.writer.PutMigrationStatus(ctx, id, s)

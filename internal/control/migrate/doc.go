@@ -42,6 +42,8 @@ type Records interface {
 	TakeOwner(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error
 	// Run reads the VM's run record.
 	Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, error)
+	// Released reports whether the migration's record says that the source has released the VM.
+	Released(ctx context.Context, id inventory.MigrationID) (bool, error)
 	// Status writes the migration's status.
 	Status(ctx context.Context, id inventory.MigrationID, s inventory.MigrationStatus) error
 }

@@ -354,7 +354,7 @@ func (s *Source) write(ctx context.Context, status inventory.MigrationStatus) {
 func (s *Source) reportEnd(ctx context.Context, a handover.SourceAction) {
 	phase := func(st *inventory.MigrationStatus) {
 		st.Phase, st.Reason = a.Phase, a.Why
-		st.Released = st.Released || a.Phase == inventory.Released || a.Phase == inventory.Undecided
+		st.Released = st.Released || a.Phase == inventory.Released // the target acts on it; undecided alone is no release
 	}
 	if !a.Phase.Final() {
 		s.report(phase)

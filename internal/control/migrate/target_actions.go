@@ -33,6 +33,9 @@ func (t *Target) run(ctx context.Context, start func(context.Context)) Outcome {
 		case e = <-t.inbox:
 		case <-tick.C:
 			e.Kind = handover.TargetTick
+			if t.machine.State == handover.TargetLoadedUp {
+				go t.readRelease(ctx) // ends with ctx, which ends with Run
+			}
 			if t.abandoned(began) {
 				e.Kind, e.Why = handover.TargetDiscard, "the source's stream did not come within "+preparedMax.String()
 			}
@@ -174,6 +177,16 @@ func (t *Target) findOutRunning(ctx context.Context) {
 			return
 		case <-time.After(cancelEvery):
 		}
+	}
+}
+
+// readRelease looks for the source's release in the migration's record: the way between the agents may be broken while both
+// still reach the store. Nobody but the source writes it there, and only after its journal.
+func (t *Target) readRelease(ctx context.Context) {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if released, err := t.Records.Released(within, t.Migration); err == nil && released {
+		t.post(ctx, handover.TargetEvent{Kind: handover.TargetReleased, Authority: t.Authority(), Why: "by the migration's record"})
 	}
 }
 
