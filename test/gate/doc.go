@@ -3,7 +3,7 @@
 // network segment. Each test starts its own cluster and leaves nothing behind.
 //
 // What a migration must keep is checked in one place, flight.healthy: the same boot, memory right, the TCP stream exact, no
-// packet lost, one QEMU, nothing left anywhere else. That this check can fail is a test of its own; it can also be seen with
+// packet lost, one QEMU, nothing left anywhere else. That this check can fail is itself tested; it can be seen with
 //
 //	go test ./test/gate -run TestTenMigrations -corrupt
 //

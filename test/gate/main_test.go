@@ -91,7 +91,7 @@ func startCluster(t *testing.T, o lab.Options) *lab.Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for _, h := range c.Hosts {
+		for _, h := range slices.Backward(c.Hosts) { // the first, with the store, last: the others end sooner so
 			if err := h.Down(); err != nil {
 				t.Error(err)
 			}

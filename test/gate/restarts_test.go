@@ -73,10 +73,10 @@ func (f *flight) forgive(t *testing.T) {
 	bytes := f.probes.Seen().Bytes
 	if err := lab.Until(t.Context(), stepMax, func() error {
 		seen := f.probes.Seen()
-		if seen.Err != nil || seen.Bytes > bytes {
-			return nil // healthy says what is wrong
+		if seen.Err == nil && seen.Bytes <= bytes {
+			return fmt.Errorf("tcp stream: no byte since the first %d", bytes)
 		}
-		return fmt.Errorf("tcp stream: no byte since the first %d", bytes)
+		return seen.Err
 	}); err != nil {
 		t.Fatal(err)
 	}

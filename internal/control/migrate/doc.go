@@ -60,7 +60,7 @@ type Far interface {
 
 // Ports is the switch as both ends see it; *vnet.Client is one.
 type Ports interface {
-	Hold(ctx context.Context, port string) error
+	Hold(ctx context.Context, port string, drain time.Duration) error
 	Unhold(ctx context.Context, port string) error
 	Track(ctx context.Context, port string, filter vnet.Filter) error
 	Tracked(ctx context.Context, port string) (uint64, error)

@@ -23,6 +23,10 @@ const showEvery = 100 * time.Millisecond
 // drainMax bounds the wait for QEMU to read what the switch wrote before a hold.
 const drainMax = 20 * time.Millisecond
 
+// holdMax bounds the order to the switch itself. It takes well below a millisecond; a machine that is busy with other things
+// may need longer, and a port that is not held cannot forward.
+const holdMax = 500 * time.Millisecond
+
 // follow polls the copy, publishes its progress, and holds the switch ports shortly before the guest stops: QEMU loses frames
 // that it reads once its vCPUs stand (net/net.c, qemu_can_send_packet), so from a little earlier on none may reach it.
 func (s *Source) follow(ctx context.Context) {
@@ -137,12 +141,12 @@ func (s *Source) holdPorts(ctx context.Context, stopped bool) {
 	}
 	s.held = true
 	for _, port := range s.Ports {
-		most := drainMax
+		drain := drainMax
 		if stopped {
-			most = time.Millisecond // QEMU reads no more; the frames that it left are found by unseen
+			drain = time.Millisecond // QEMU reads no more; the frames that it left are found by unseen
 		}
-		within, done := context.WithTimeout(ctx, most)
-		err := s.Switch.Hold(within, port)
+		within, done := context.WithTimeout(ctx, holdMax)
+		err := s.Switch.Hold(within, port, drain)
 		done()
 		if err != nil {
 			s.Log.LogAttrs(ctx, slog.LevelDebug, "port held with frames unread", slog.String("port", port), slog.Any("err", err))

@@ -122,6 +122,7 @@ type (
 		Migration inventory.MigrationID `json:",omitempty"`
 		Host      inventory.HostID      `json:",omitempty"`
 		Again     int                   `json:",omitempty"`
+		Drain     time.Duration         `json:",omitempty"`
 	}
 	trackRequest struct {
 		ID     string

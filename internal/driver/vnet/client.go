@@ -58,10 +58,11 @@ func (c *Client) Reserve(ctx context.Context, spec PortSpec, id inventory.Migrat
 }
 
 // Hold stops writing to the port's QEMU, queues what comes, and returns once QEMU has read everything written before.
-// When ctx ends earlier, or a second has passed, the port stays held and the error (fault.Unavailable or Canceled) says
-// how much was unread. Call it shortly before the vCPUs stop.
-func (c *Client) Hold(ctx context.Context, port string) error {
-	return c.call(ctx, "hold", portRequest{ID: port}, &empty{})
+// When that takes longer than drain, a second at most, the port stays held and the error (fault.Unavailable) says how much
+// was unread. When ctx ends earlier nobody knows whether the port is held: give the switch its time there, and bound the
+// wait with drain. Call it shortly before the vCPUs stop.
+func (c *Client) Hold(ctx context.Context, port string, drain time.Duration) error {
+	return c.call(ctx, "hold", portRequest{ID: port, Drain: drain}, &empty{})
 }
 
 // Unhold writes what was queued since Hold and lets the port carry frames again. A normal port is left alone; a

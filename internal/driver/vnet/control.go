@@ -62,7 +62,7 @@ func (s *Switch) handler() http.Handler {
 	handle(mux, "reserve", func(ctx context.Context, r reserveRequest) (empty, error) {
 		return empty{}, s.Reserve(ctx, r.Spec, r.Migration, r.Source)
 	})
-	handle(mux, "hold", func(ctx context.Context, r portRequest) (empty, error) { return empty{}, s.Hold(ctx, r.ID) })
+	handle(mux, "hold", func(ctx context.Context, r portRequest) (empty, error) { return empty{}, s.Hold(ctx, r.ID, r.Drain) })
 	handle(mux, "unhold", func(ctx context.Context, r portRequest) (empty, error) { return empty{}, s.Unhold(ctx, r.ID) })
 	handle(mux, "forward", func(ctx context.Context, r portRequest) (empty, error) {
 		return empty{}, s.Forward(ctx, r.ID, r.Host, r.Migration, r.Again)

@@ -167,7 +167,7 @@ func (s *Switch) RemovePort(_ context.Context, id string) error {
 }
 
 // Hold stops writing to the port's client; see Client.Hold.
-func (s *Switch) Hold(ctx context.Context, id string) error {
+func (s *Switch) Hold(ctx context.Context, id string, drain time.Duration) error {
 	p, err := s.mustPort(id)
 	if err != nil {
 		return err
@@ -175,6 +175,8 @@ func (s *Switch) Hold(ctx context.Context, id string) error {
 	if err := s.fabric.hold(p); err != nil {
 		return err
 	}
+	ctx, done := context.WithTimeout(ctx, drain)
+	defer done()
 	return p.io.waitRead(ctx)
 }
 

@@ -101,7 +101,7 @@ func (s *Switch) Track(ctx context.Context, id string, filter Filter) error {
 	if p.mac.zero() {
 		return fault.New(fault.Invalid, "port %s has no MAC address, so its frames cannot be tracked", id)
 	}
-	if err := s.Hold(ctx, id); err != nil {
+	if err := s.Hold(ctx, id, drainWait); err != nil {
 		return err
 	}
 	p.io.recent.begin(p.mac, filter)

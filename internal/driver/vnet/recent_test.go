@@ -30,7 +30,7 @@ func TestTrackedFramesGoAgain(t *testing.T) {
 		must(t, err)
 		return n == 4
 	})
-	must(t, a.Hold(ctx, "guest"))
+	must(t, a.Hold(ctx, "guest", drainWait))
 	s.send(guestMAC, 5)
 	eventually(t, "a frame is queued", func() bool {
 		p, err := a.Port(ctx, "guest")

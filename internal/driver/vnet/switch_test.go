@@ -166,7 +166,7 @@ func TestRefusals(t *testing.T) {
 		{"a long path", n.AddPort(ctx, long), fault.Invalid},
 		{"a path that is a file", n.AddPort(ctx, onFile), fault.Exists},
 		{"a broadcast address", n.AddPort(ctx, badMAC), fault.Invalid},
-		{"holding nothing", n.Hold(ctx, "none"), fault.NotFound},
+		{"holding nothing", n.Hold(ctx, "none", drainWait), fault.NotFound},
 		{"forwarding unheld", n.Forward(ctx, "a", "host-2", "m", 0), fault.Conflict},
 		{"opening unreserved", n.Open(ctx, "a", "m"), fault.Conflict},
 		{"discarding a live port", n.Discard(ctx, "a", "m"), fault.Conflict},
@@ -180,7 +180,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.what, c.err, c.kind)
 		}
 	}
-	must(t, n.Hold(ctx, "a"))
+	must(t, n.Hold(ctx, "a", drainWait))
 	if err := n.Forward(ctx, "a", "host-2", "m", 0); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("forwarding without a trunk: %v", err)
 	}
@@ -206,7 +206,7 @@ func TestHoldWaitsForTheReader(t *testing.T) {
 	b.send(a, 0)
 	eventually(t, "the frame is written", func() bool { return n.sw.port("a").io.unread() > 0 })
 	began := time.Now()
-	if err := n.Hold(t.Context(), "a"); !fault.Is(err, fault.Unavailable) || time.Since(began) < drainWait {
+	if err := n.Hold(t.Context(), "a", drainWait); !fault.Is(err, fault.Unavailable) || time.Since(began) < drainWait {
 		t.Fatalf("hold with an unread frame: %v after %v", err, time.Since(began))
 	}
 	b.send(a, 1) // queued, not written
@@ -219,7 +219,7 @@ func TestHoldWaitsForTheReader(t *testing.T) {
 	if got, err := deaf.Read(buf); err != nil || got != 64 {
 		t.Fatalf("read %d bytes, %v; want the one frame of before Hold", got, err)
 	}
-	must(t, n.Hold(t.Context(), "a"))
+	must(t, n.Hold(t.Context(), "a", drainWait))
 	must(t, n.Unhold(t.Context(), "a"))
 	if got, err := deaf.Read(buf); err != nil || got != 64 || buf[4+17] != 1 {
 		t.Fatalf("read %d bytes, %v; want the frame queued during Hold", got, err)

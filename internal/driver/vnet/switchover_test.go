@@ -71,7 +71,7 @@ func (g *roamer) migrate(target int, abort bool) {
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), id, a.host))
 	arriving := b.attach("guest", guestMAC.String())
 	g.speak()
-	must(t, a.Hold(ctx, "guest"))
+	must(t, a.Hold(ctx, "guest", drainWait))
 	held, err := a.Port(ctx, "guest")
 	must(t, err)
 	eventually(t, "the guest has noted all that it has read", func() bool {
@@ -202,7 +202,7 @@ func TestSwitchoverSurvivesBrokenTrunk(t *testing.T) {
 	s := a.station("sender", macA)
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
 	arrived := b.attach("guest", guestMAC.String())
-	must(t, a.Hold(ctx, "guest"))
+	must(t, a.Hold(ctx, "guest", drainWait))
 	for i := range 100 {
 		s.send(guestMAC, i)
 	}
@@ -238,7 +238,7 @@ func TestAbortWithoutTarget(t *testing.T) {
 	g := a.station("guest", guestMAC.String())
 	s := a.station("sender", macA)
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
-	must(t, a.Hold(ctx, "guest"))
+	must(t, a.Hold(ctx, "guest", drainWait))
 	s.send(guestMAC, 0)
 	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	s.send(guestMAC, 1)
@@ -301,7 +301,7 @@ func TestAnnounce(t *testing.T) {
 	a.station("guest", guestMAC.String())
 	near, far := b.station("near", macB), a.station("far", macA)
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
-	must(t, a.Hold(ctx, "guest"))
+	must(t, a.Hold(ctx, "guest", drainWait))
 	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	began := time.Now()
 	must(t, b.Open(ctx, "guest", "mig"))
@@ -333,7 +333,7 @@ func TestMissingFlushIsWaitedForBriefly(t *testing.T) {
 	s := b.station("sender", macB)
 	must(t, b.Reserve(ctx, b.spec("guest", guestMAC.String()), "mig", a.host))
 	arrived := b.attach("guest", guestMAC.String())
-	must(t, a.Hold(ctx, "guest"))
+	must(t, a.Hold(ctx, "guest", drainWait))
 	must(t, a.Forward(ctx, "guest", b.host, "mig", 0))
 	c.sw.fabric.mu.Lock() // this host stands still
 	defer c.sw.fabric.mu.Unlock()
