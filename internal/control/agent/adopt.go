@@ -115,14 +115,10 @@ func (a *Agent) adoptProcess(ctx context.Context, id inventory.VMID) *qemu.Proce
 // adoptVM begins the VM's loop in the place where the former agent left it.
 func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.Process) error {
 	if process != nil && process.QMP() == nil {
-		// Without its monitor nothing can be said of it and nothing asked: a hung QEMU is ended, and started again by hand.
-		if err := process.Kill(ctx); err != nil {
-			return err
-		}
-		if err := process.Cleanup(); err != nil {
-			return err
-		}
-		process = nil
+		// Its guest may well run while the monitor is silent, because a datastore stands still, say. It is never killed for that;
+		// until it answers nothing can be asked of it, and calls are refused.
+		a.spawn(context.WithoutCancel(ctx), func(ctx context.Context) { a.adoptLater(ctx, stored.ID, process) })
+		return nil
 	}
 	run := stored.Run
 	id := run.Heir.Migration
@@ -154,6 +150,40 @@ func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.
 		return err
 	}
 	return process.Cleanup()
+}
+
+// adoptAgain is the pause between two tries to reach a silent monitor.
+const adoptAgain = 5 * time.Second
+
+// adoptLater tries to reach the monitor of a QEMU that was found silent until it answers or has ended, and then adopts the VM.
+func (a *Agent) adoptLater(ctx context.Context, id inventory.VMID, process *qemu.Process) {
+	for {
+		select {
+		case <-ctx.Done():
+			process.Release()
+			return
+		case <-process.Done():
+			if err := process.Cleanup(); err != nil {
+				a.Log.LogAttrs(ctx, slog.LevelWarn, "clean-up is incomplete", slog.String("vm", string(id)), slog.Any("err", err))
+			}
+			process = nil
+		case <-time.After(adoptAgain):
+			within, done := context.WithTimeout(ctx, adoptMax)
+			err := process.Redial(within)
+			done()
+			if err != nil {
+				continue
+			}
+		}
+		stored, err := a.Store.VM(ctx, string(id))
+		if err == nil {
+			err = a.adoptVM(ctx, stored, process)
+		}
+		if err != nil {
+			a.Log.LogAttrs(ctx, slog.LevelError, "vm not adopted", slog.String("vm", string(id)), slog.Any("err", err))
+		}
+		return
+	}
 }
 
 // lastMigration is the migration that the VM's journal speaks of last, "" when it is empty.
