@@ -11,6 +11,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/procfs"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
@@ -74,7 +75,7 @@ func (g *moved) close(ctx context.Context) error {
 }
 
 // migrate moves the guest to the other host through the API of the one that has it, and follows it there as vm migrate does.
-func (g *moved) migrate(ctx context.Context, bandwidth inventory.BytesPerSecond) (Sample, error) {
+func (g *moved) migrate(ctx context.Context, o options) (Sample, error) {
 	after := context.WithoutCancel(ctx)
 	target := g.cluster.Hosts[1-g.at]
 	web := local(g.host().Socket)
@@ -84,7 +85,7 @@ func (g *moved) migrate(ctx context.Context, bandwidth inventory.BytesPerSecond)
 	busy := cpuOf(g.agents)
 	clock := startClock()
 	resp, err := vms.MigrateVM(ctx, connect.NewRequest(&godwitv1.MigrateVMRequest{
-		Vm: g.name, Target: target.Name, Bandwidth: int64(bandwidth),
+		Vm: g.name, Target: target.Name, Bandwidth: int64(o.bandwidth), DowntimeMax: durationpb.New(o.downtime),
 	}))
 	if err != nil {
 		return Sample{}, fmt.Errorf("migrate %s: %w", g.name, err)

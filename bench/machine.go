@@ -2,13 +2,14 @@ package main
 
 import (
 	"context"
+	"debug/buildinfo"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/procfs"
@@ -29,14 +30,18 @@ type Machine struct {
 	Go          string `json:"go"`
 	QEMU        string `json:"qemu"`
 	Accelerator string `json:"accelerator"`
-	Commit      string `json:"commit"`
+	Nice        int    `json:"nice"`   // of all processes of both; below 0: before whatever else ran
+	Commit      string `json:"commit"` // that godwit was built from
 	Date        string `json:"date"`
 }
 
-func machine(ctx context.Context, a qemu.Abilities) Machine {
+func machine(binary string, a qemu.Abilities) Machine {
 	m := Machine{
 		OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Go: runtime.Version(), QEMU: a.Version,
-		Accelerator: a.Accelerator, Commit: "unknown", Date: time.Now().UTC().Format(time.RFC3339),
+		Accelerator: a.Accelerator, Commit: commitOf(binary), Date: time.Now().UTC().Format(time.RFC3339),
+	}
+	if n, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0); err == nil {
+		m.Nice = 20 - n // as the system call has it (getpriority(2))
 	}
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
 		m.Kernel = strings.TrimSpace(string(text))
@@ -49,10 +54,25 @@ func machine(ctx context.Context, a qemu.Abilities) Machine {
 			}
 		}
 	}
-	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output(); err == nil {
-		m.Commit = strings.TrimSpace(string(out))
-	}
 	return m
+}
+
+// commitOf returns what the binary was built from, as the Go tool has stamped it; the tree beside it may have moved on.
+func commitOf(binary string) string {
+	info, err := buildinfo.ReadFile(binary)
+	if err != nil {
+		return "unknown"
+	}
+	commit := "unknown"
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			commit = s.Value[:min(len(s.Value), 12)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			commit += "-dirty"
+		}
+	}
+	return commit
 }
 
 // load returns the machine's load average over a minute, 0 when it is not known.
@@ -119,7 +139,7 @@ func peak(pid int) float64 {
 // timeStarts returns how long vm start of the tiny guest takes, the command's own start included, in milliseconds.
 func timeStarts(ctx context.Context, c *lab.Cluster, times int) ([]float64, error) {
 	const name, rom = "bench-tiny", "bench-tiny.rom"
-	if err := os.WriteFile(filepath.Join(c.Datastore, rom), tiny.Heartbeat(tiny.Options{}), 0o644); err != nil { //nolint:gosec // QEMU's user reads it
+	if err := os.WriteFile(filepath.Join(c.Datastore, rom), tiny.Heartbeat(tiny.Options{}), 0o644); err != nil {
 		return nil, err
 	}
 	h := c.Hosts[0]

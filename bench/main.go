@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -26,12 +27,14 @@ import (
 type options struct {
 	binary    string
 	out       string
+	name      string
 	pairs     int
 	memories  []int // MiB
 	rates     []int // MiB/s
 	log       string
 	defaults  bool
 	bandwidth inventory.BytesPerSecond
+	downtime  time.Duration
 }
 
 func main() {
@@ -40,6 +43,7 @@ func main() {
 	var quick bool
 	flag.StringVar(&o.binary, "godwit", "bin/godwit", "the godwit binary")
 	flag.StringVar(&o.out, "out", "bench/results", "folder of the results")
+	flag.StringVar(&o.name, "name", "migration", "how the results' files begin")
 	flag.IntVar(&o.pairs, "pairs", 5, "migrations of each variant in each case")
 	flag.BoolVar(&quick, "quick", false, "one small guest, two dirty rates, two pairs")
 	flag.StringVar(&memories, "memory", "512,1024", "the guests' memory in MiB")
@@ -47,6 +51,7 @@ func main() {
 	flag.StringVar(&o.log, "log", "", "file for the hosts' logs")
 	flag.BoolVar(&o.defaults, "defaults", true, "also measure plain QEMU with its default settings")
 	flag.StringVar(&bandwidth, "bandwidth", "", "limit of all variants but the defaults in bytes a second, like 112M; empty: none")
+	flag.DurationVar(&o.downtime, "downtime", 0, "downtime limit of all variants but the defaults; 0: Godwit's own")
 	flag.Parse()
 	if quick {
 		o.pairs, memories, rates = 2, "512", "0,20"
@@ -87,7 +92,7 @@ func begin(ctx context.Context, o options, bandwidth, memories, rates string) (e
 	if err != nil {
 		return err
 	}
-	return report.write(o.out)
+	return report.write(o.out, o.name)
 }
 
 // numbers reads a list of whole numbers with commas.

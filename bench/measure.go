@@ -65,7 +65,7 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 	probes := filepath.Join(cache, "probes")
 	wanted := lab.Options{Binary: o.binary, Hosts: 2, Cache: probes}
 	if o.log != "" {
-		log, err := os.OpenFile(o.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644) //nolint:gosec // the user's own file
+		log, err := os.OpenFile(o.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 		if err != nil {
 			return nil, err
 		}
@@ -87,7 +87,7 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = newReport(ctx, o, abilities)
+	r = newReport(o, abilities)
 	if r.Starts, err = timeStarts(ctx, cluster, o.pairs); err != nil {
 		return nil, err
 	}
@@ -123,21 +123,19 @@ func compare(
 	}
 	defer func() { err = errors.Join(err, theirs.close(after)) }()
 	contenders := []contender{
-		{godwit, ours, func(ctx context.Context) (Sample, error) { return ours.migrate(ctx, o.bandwidth) }},
-		{plainTuned, theirs, func(ctx context.Context) (Sample, error) { return theirs.migrate(ctx, sameAsGodwit(o.bandwidth)) }},
+		{godwit, ours, func(ctx context.Context) (Sample, error) { return ours.migrate(ctx, o) }},
+		{plainTuned, theirs, func(ctx context.Context) (Sample, error) { return theirs.migrate(ctx, sameAsGodwit(o)) }},
 	}
 	if o.defaults {
 		contenders = append(contenders, contender{plainDefaults, theirs, func(ctx context.Context) (Sample, error) {
 			return theirs.migrate(ctx, untouched())
 		}})
 	}
-	for _, g := range []guestOf{theirs} { // booted while the other was paused
-		if err := booted(ctx, g); err != nil {
-			return nil, err
-		}
-		if err := g.suspend(ctx); err != nil {
-			return nil, err
-		}
+	if err := booted(ctx, theirs); err != nil { // while the other is paused
+		return nil, err
+	}
+	if err := theirs.suspend(ctx); err != nil {
+		return nil, err
 	}
 	set := memory / 2
 	for i, rate := range o.rates {

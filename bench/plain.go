@@ -32,11 +32,12 @@ type tuning struct {
 }
 
 // sameAsGodwit is what Godwit tells its QEMUs.
-func sameAsGodwit(bandwidth inventory.BytesPerSecond) tuning {
+func sameAsGodwit(o options) tuning {
+	bandwidth := o.bandwidth
 	if bandwidth == 0 {
 		bandwidth = migrate.BandwidthFree
 	}
-	return tuning{migrate.Capabilities(), qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: converge.DowntimeLimit(0)}}
+	return tuning{migrate.Capabilities(), qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: converge.DowntimeLimit(o.downtime)}}
 }
 
 // untouched leaves QEMU at its defaults, 128 MiB/s and 300 ms among them; only events are switched on, to see anything at all.

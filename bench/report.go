@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,10 +49,10 @@ type Goal struct {
 	Met  bool    `json:"met"`
 }
 
-func newReport(ctx context.Context, o options, a qemu.Abilities) *Report {
+func newReport(o options, a qemu.Abilities) *Report {
 	return &Report{
-		Schema: schema, Machine: machine(ctx, a), Bandwidth: int64(o.bandwidth),
-		Downtime: milliseconds(sameAsGodwit(0).parameters.DowntimeMax),
+		Schema: schema, Machine: machine(o.binary, a), Bandwidth: int64(o.bandwidth),
+		Downtime: milliseconds(sameAsGodwit(o).parameters.DowntimeMax),
 	}
 }
 
@@ -109,8 +108,8 @@ func (r *Report) table() string {
 	if r.Bandwidth > 0 {
 		limit = "a limit of " + inventory.BytesPerSecond(r.Bandwidth).String()
 	}
-	line("Measured %s at %s on %d CPUs (%s), %s %s %s, QEMU %s with %s, %s.\n",
-		m.Date, m.Commit, m.CPUs, m.CPU, m.OS, m.Arch, m.Kernel, m.QEMU, m.Accelerator, m.Go)
+	line("Measured %s at %s on %d CPUs (%s), %s %s %s, QEMU %s with %s, %s, nice %d, load %.1f to %.1f.\n",
+		m.Date, m.Commit, m.CPUs, m.CPU, m.OS, m.Arch, m.Kernel, m.QEMU, m.Accelerator, m.Go, m.Nice, r.loads().Min, r.loads().Max)
 	line("Both with %s and a downtime limit of %.0f ms. Medians; ratios and differences are medians of the pairs', with lowest and highest.\n",
 		limit, r.Downtime)
 	line("| guest | variant | ended | first byte ms | copy ms | runs after ms | total ms | STOP-RESUME ms | QEMU downtime ms | sent MiB | rounds | wrote MiB/s | agents' CPU ms |")
@@ -155,6 +154,20 @@ func (r *Report) table() string {
 	return b.String()
 }
 
+// loads returns how busy the machine was.
+func (r *Report) loads() Spread {
+	var all []float64
+	for _, c := range r.Cases {
+		for _, p := range c.Pairs {
+			for _, s := range p {
+				all = append(all, s.Load)
+			}
+		}
+	}
+	return spread(all)
+}
+
+// tried counts the pairs that have a sample of the variant, however it ended.
 func (c Case) tried(variant string) int {
 	n := 0
 	for _, p := range c.Pairs {
@@ -174,21 +187,19 @@ func (s Spread) text(format string) string {
 }
 
 // write judges the goals, prints the table, and puts table, JSON and drawing into the folder.
-func (r *Report) write(dir string) error {
+func (r *Report) write(dir, name string) error {
 	r.judge()
 	text, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // results are for everybody
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	fmt.Println(r.table())
 	var errs []error
-	for name, content := range map[string]string{
-		"migration.json": string(text) + "\n", "migration.md": r.table(), "migration.svg": r.drawing(),
-	} {
-		errs = append(errs, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)) //nolint:gosec // as above
+	for kind, content := range map[string]string{".json": string(text) + "\n", ".md": r.table(), ".svg": r.drawing()} {
+		errs = append(errs, os.WriteFile(filepath.Join(dir, name+kind), []byte(content), 0o644))
 	}
 	return errors.Join(errs...)
 }
