@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -137,6 +138,11 @@ func TestResultsCanBeReadAgain(t *testing.T) {
 		}
 		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "circle" {
 			dots++
+			for _, a := range e.Attr {
+				if x, err := strconv.ParseFloat(a.Value, 64); a.Name.Local == "cx" && (err != nil || x < drawLabel || x > drawWidth) {
+					t.Errorf("a dot at %s is outside of its panel", a.Value)
+				}
+			}
 		}
 	}
 	if dots != 4 { // two pairs in two panels

@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"debug/buildinfo"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -35,10 +35,10 @@ type Machine struct {
 	Date        string `json:"date"`
 }
 
-func machine(binary string, a qemu.Abilities) Machine {
+func machine(ctx context.Context, binary string, a qemu.Abilities) Machine {
 	m := Machine{
 		OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Go: runtime.Version(), QEMU: a.Version,
-		Accelerator: a.Accelerator, Commit: commitOf(binary), Date: time.Now().UTC().Format(time.RFC3339),
+		Accelerator: a.Accelerator, Commit: versionOf(ctx, binary), Date: time.Now().UTC().Format(time.RFC3339),
 	}
 	if n, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0); err == nil {
 		m.Nice = 20 - n // as the system call has it (getpriority(2))
@@ -57,22 +57,14 @@ func machine(binary string, a qemu.Abilities) Machine {
 	return m
 }
 
-// commitOf returns what the binary was built from, as the Go tool has stamped it; the tree beside it may have moved on.
-func commitOf(binary string) string {
-	info, err := buildinfo.ReadFile(binary)
+// versionOf returns what the binary says of itself: the commit it was built from, if make build built it. The tree beside it may have
+// moved on.
+func versionOf(ctx context.Context, binary string) string {
+	out, err := exec.CommandContext(ctx, binary, "version").Output()
 	if err != nil {
 		return "unknown"
 	}
-	commit := "unknown"
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			commit = s.Value[:min(len(s.Value), 12)]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			commit += "-dirty"
-		}
-	}
-	return commit
+	return strings.TrimSpace(string(out))
 }
 
 // load returns the machine's load average over a minute, 0 when it is not known.

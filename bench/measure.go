@@ -87,7 +87,7 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = newReport(o, abilities)
+	r = newReport(ctx, o, abilities)
 	if r.Starts, err = timeStarts(ctx, cluster, o.pairs); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,9 +50,9 @@ type Goal struct {
 	Met  bool    `json:"met"`
 }
 
-func newReport(o options, a qemu.Abilities) *Report {
+func newReport(ctx context.Context, o options, a qemu.Abilities) *Report {
 	return &Report{
-		Schema: schema, Machine: machine(o.binary, a), Bandwidth: int64(o.bandwidth),
+		Schema: schema, Machine: machine(ctx, o.binary, a), Bandwidth: int64(o.bandwidth),
 		Downtime: milliseconds(sameAsGodwit(o).parameters.DowntimeMax),
 	}
 }
