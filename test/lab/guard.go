@@ -64,7 +64,7 @@ const sweepMax = 20 * time.Second
 // folder and the VMs' cgroups.
 func sweep(dir string) error {
 	end := time.Now().Add(sweepMax)
-	cgroups := map[string]bool{}
+	cgroups, killed := map[string]bool{}, map[int]bool{}
 	for {
 		left := named(dir)
 		for _, pid := range left {
@@ -72,6 +72,7 @@ func sweep(dir string) error {
 				cgroups[group] = true
 			}
 			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is what is wanted
+			killed[pid] = true
 		}
 		if len(left) == 0 {
 			break
@@ -80,6 +81,9 @@ func sweep(dir string) error {
 			return fmt.Errorf("processes %v do not end", left)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+	for pid := range killed {
+		reap(pid)
 	}
 	for group := range cgroups {
 		removeCgroup(group)
@@ -101,6 +105,16 @@ func unmount(dir string) error {
 		}
 	}
 	return nil
+}
+
+// reap takes note of the end of a process that became our child when its parent ended: not every machine has somebody else to do
+// it. One that is nobody of ours is left alone.
+func reap(pid int) {
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if got, err := syscall.Wait4(pid, nil, syscall.WNOHANG, nil); got == pid || err != nil {
+			return
+		}
+	}
 }
 
 // removeCgroup removes a VM's cgroup and the folders above it that are empty then. The kernel empties it a little after its last

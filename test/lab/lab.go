@@ -22,6 +22,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -74,6 +75,10 @@ type Host struct {
 
 // Start makes a cluster and returns when every host answers. On an error nothing is left.
 func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
+	// The QEMUs that outlive their hosts become our children, so that sweep can reap them (prctl(2)).
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become subreaper: %w", err)
+	}
 	// /tmp and a short name, since unix sockets below it may have 108 bytes at most.
 	dir, err := os.MkdirTemp("/tmp", "gw-")
 	if err != nil {
