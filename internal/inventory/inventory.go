@@ -26,6 +26,10 @@ type (
 	NetworkID string
 	// MigrationID names one attempt to migrate one VM; it carries at most one switchover.
 	MigrationID string
+	// TaskID names one long or mutating operation.
+	TaskID string
+	// EventID names one event; ids sort by time.
+	EventID string
 )
 
 // Generation counts the owners of a VM. It only grows; a writer with an older one is refused.
@@ -36,6 +40,9 @@ func NewVMID() VMID { return VMID("vm-" + randomName()) }
 
 // NewMigrationID returns a fresh random migration id.
 func NewMigrationID() MigrationID { return MigrationID("mig-" + randomName()) }
+
+// NewTaskID returns a fresh random task id.
+func NewTaskID() TaskID { return TaskID("task-" + randomName()) }
 
 // NewDatastoreID returns a fresh random datastore identity.
 func NewDatastoreID() DatastoreID { return DatastoreID("ds-" + randomName()) }
@@ -65,8 +72,8 @@ type HostSpec struct {
 	Epoch      uint64 // grows with every start of the agent; older epochs are refused
 	QEMU       QEMU
 	Datastores []DatastoreMount
-	Networks   []NetworkID
-	NetworkAll bool // user-space switch: every network of the cluster can be had
+	Networks   []NetworkID // bridge networks that this host has a bridge or uplink for
+	NetworkAll bool        // user-space switch: every network of that driver can be had
 }
 
 // QEMU is what a host's emulator can do, as probed there by name, never guessed from a version.
@@ -123,7 +130,22 @@ type NetworkSpec struct {
 	Subnet   string // CIDR, of which the gateway takes the first address
 	Gateway  HostID // runs DHCP, DNS, NAT and the port forwards; empty: none
 	Forwards []PortForward
+	Driver   NetworkDriver
+	VLAN     int // 802.1Q tag on the uplink, bridge driver only; 0: untagged
+	MTU      int // 0: the link's own
 }
+
+// NetworkDriver says what carries a network's frames.
+type NetworkDriver string
+
+// The drivers. A network without one has the user-space switch.
+const (
+	UserNetwork   NetworkDriver = "user"   // Godwit's switch and its trunks: every host has it
+	BridgeNetwork NetworkDriver = "bridge" // a Linux bridge on the physical network: the hosts that say so have it
+)
+
+// IsBridge reports whether the network is a Linux bridge's.
+func (s NetworkSpec) IsBridge() bool { return s.Driver == BridgeNetwork }
 
 // PortForward makes a port of the gateway's host lead to a guest.
 type PortForward struct {

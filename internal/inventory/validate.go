@@ -80,13 +80,16 @@ func (s VMSpec) Problems() []string {
 	if !s.Boot.Kernel.IsZero() && !s.Boot.Firmware.IsZero() {
 		add("both a kernel and a firmware are given: choose one")
 	}
+	if s.Boot.UEFI && !s.Boot.Firmware.IsZero() {
+		add("both UEFI and a firmware image are asked for: choose one")
+	}
 	if s.Boot.Kernel.IsZero() && (s.Boot.Cmdline != "" || !s.Boot.Initrd.IsZero()) {
 		add("an initrd or a kernel command line needs a kernel")
 	}
 	for _, b := range []struct {
 		what string
 		file File
-	}{{"firmware", s.Boot.Firmware}, {"kernel", s.Boot.Kernel}, {"initrd", s.Boot.Initrd}} {
+	}{{"firmware", s.Boot.Firmware}, {"kernel", s.Boot.Kernel}, {"initrd", s.Boot.Initrd}, {"UEFI variables", s.Boot.Vars}} {
 		if b.file.IsZero() {
 			continue
 		}

@@ -1,6 +1,10 @@
 package inventory
 
-import "time"
+import (
+	"strconv"
+	"strings"
+	"time"
+)
 
 // VM is a virtual machine: what the user asked for, who runs it, and how it is.
 type VM struct {
@@ -23,7 +27,21 @@ type VMSpec struct {
 	Boot     Boot
 	Devices  []HostDevice // tied to a host; a VM with one cannot migrate
 	Created  time.Time
+	Layout   int    // version of the machine's fixed devices: LayoutFirst for VMs made before there was another
+	Display  bool   // a screen that VNC shows
+	Template bool   // cannot start; thin clones can be made of it
+	Request  string // idempotency key of the call that made it
 }
+
+// The layouts. A VM keeps the one that it was made with: its guest must find the same devices on every host.
+const (
+	LayoutFirst = 0 // no ports for hot-plug or a guest agent
+	LayoutPorts = 1 // the guest agent's port, and HotPortsMax root ports that a device can be plugged into
+	LayoutNew   = LayoutPorts
+)
+
+// HotPortsMax is how many disks and NICs together can be plugged into a VM of LayoutPorts beyond those it was made with.
+const HotPortsMax = 8
 
 // Boot says what the VM starts from. With neither Kernel nor Firmware it boots from its first disk.
 type Boot struct {
@@ -31,6 +49,8 @@ type Boot struct {
 	Kernel   File
 	Initrd   File
 	Cmdline  string
+	UEFI     bool // the host's UEFI firmware in place of BIOS; a kernel is then started by it
+	Vars     File // UEFI's variables: the VM's own copy of the host's template
 }
 
 // File is a file on a datastore; Path is relative to the datastore's root and never leaves it.
@@ -54,17 +74,35 @@ const (
 
 // Disk is a virtual disk with its image.
 type Disk struct {
-	Name   string // "disk0", unique in the VM
-	File   File
-	Format DiskFormat
-	Size   Bytes
+	Name     string // "disk0", unique in the VM; its number is the device's for life
+	File     File
+	Format   DiskFormat
+	Size     Bytes
+	ReadOnly bool // several VMs may share the image
+	Port     int  // hot-plug port that it sits in, from 1; 0: the fixed slot of its number
 }
 
 // NIC is a virtual network card on one network.
 type NIC struct {
-	Name    string // "nic0", unique in the VM
+	Name    string // "nic0", unique in the VM; its number is the device's for life
 	MAC     string // canonical lower-case, colon separated
 	Network NetworkID
+	Port    int // hot-plug port that it sits in, from 1; 0: the fixed slot of its number
+}
+
+// Number returns the number in the disk's name, 0 for "disk0".
+func (d Disk) Number() int { return number(d.Name, "disk") }
+
+// Number returns the number in the card's name, 0 for "nic0".
+func (n NIC) Number() int { return number(n.Name, "nic") }
+
+// number reads "disk12" as 12, and -1 for a name that has none.
+func number(name, kind string) int {
+	n, err := strconv.Atoi(strings.TrimPrefix(name, kind))
+	if err != nil || n < 0 || kind+strconv.Itoa(n) != name {
+		return -1
+	}
+	return n
 }
 
 // HostDevice is a device of one host that was given to the VM.
@@ -134,6 +172,24 @@ type VMStatus struct {
 	Detail    string // why it crashed, what it waits for
 	Heartbeat Heartbeat
 	Usage     Usage // telemetry: filled on reading from the owner's memory, never stored
+	Guest     Guest // as Usage
+}
+
+// Guest is what a guest says of itself through qemu-guest-agent.
+type Guest struct {
+	Agent    bool   // the agent answers
+	Version  string // of the agent
+	Hostname string
+	System   string // the guest's name for its operating system
+	NICs     []GuestNIC
+	Seen     time.Time
+}
+
+// GuestNIC is a network card as the guest sees it.
+type GuestNIC struct {
+	Name      string // as the guest calls it
+	MAC       string
+	Addresses []string // IP addresses with prefix length
 }
 
 // Heartbeat is the last sign of life that the guest gave of itself over its virtio-serial port.

@@ -149,6 +149,9 @@ func NetworkSpec(s inventory.NetworkSpec) *godwitv1.NetworkSpec {
 		Subnet:   s.Subnet,
 		Gateway:  string(s.Gateway),
 		Forwards: each(s.Forwards, portForward),
+		Driver:   string(s.Driver),
+		Vlan:     narrow(s.VLAN),
+		Mtu:      narrow(s.MTU),
 	}
 }
 
@@ -158,6 +161,9 @@ func FromNetworkSpec(m *godwitv1.NetworkSpec) inventory.NetworkSpec {
 		Subnet:   m.GetSubnet(),
 		Gateway:  inventory.HostID(m.GetGateway()),
 		Forwards: each(m.GetForwards(), fromPortForward),
+		Driver:   inventory.NetworkDriver(m.GetDriver()),
+		VLAN:     int(m.GetVlan()),
+		MTU:      int(m.GetMtu()),
 	}
 }
 

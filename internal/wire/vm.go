@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"reflect"
+
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -34,6 +36,10 @@ func VMSpec(s inventory.VMSpec) *godwitv1.VMSpec {
 		Boot:     Boot(s.Boot),
 		Devices:  each(s.Devices, hostDevice),
 		Created:  stamp(s.Created),
+		Layout:   narrow(s.Layout),
+		Display:  s.Display,
+		Template: s.Template,
+		Request:  s.Request,
 	}
 }
 
@@ -51,12 +57,18 @@ func FromVMSpec(m *godwitv1.VMSpec) inventory.VMSpec {
 		Boot:     FromBoot(m.GetBoot()),
 		Devices:  each(m.GetDevices(), fromHostDevice),
 		Created:  fromStamp(m.GetCreated()),
+		Layout:   int(m.GetLayout()),
+		Display:  m.GetDisplay(),
+		Template: m.GetTemplate(),
+		Request:  m.GetRequest(),
 	}
 }
 
 // Boot returns the message of what a VM starts from.
 func Boot(b inventory.Boot) *godwitv1.Boot {
-	return &godwitv1.Boot{Firmware: File(b.Firmware), Kernel: File(b.Kernel), Initrd: File(b.Initrd), Cmdline: b.Cmdline}
+	return &godwitv1.Boot{
+		Firmware: File(b.Firmware), Kernel: File(b.Kernel), Initrd: File(b.Initrd), Cmdline: b.Cmdline, Uefi: b.UEFI, Vars: File(b.Vars),
+	}
 }
 
 // FromBoot returns what the message starts a VM from.
@@ -66,6 +78,8 @@ func FromBoot(m *godwitv1.Boot) inventory.Boot {
 		Kernel:   FromFile(m.GetKernel()),
 		Initrd:   FromFile(m.GetInitrd()),
 		Cmdline:  m.GetCmdline(),
+		UEFI:     m.GetUefi(),
+		Vars:     FromFile(m.GetVars()),
 	}
 }
 
@@ -84,27 +98,33 @@ func FromFile(m *godwitv1.File) inventory.File {
 
 // Disk returns the message of a disk.
 func Disk(d inventory.Disk) *godwitv1.Disk {
-	return &godwitv1.Disk{Name: d.Name, File: File(d.File), Format: string(d.Format), Size: int64(d.Size)}
+	return &godwitv1.Disk{
+		Name: d.Name, File: File(d.File), Format: string(d.Format), Size: int64(d.Size), ReadOnly: d.ReadOnly, Port: narrow(d.Port),
+	}
 }
 
 // FromDisk returns the disk of the message.
 func FromDisk(m *godwitv1.Disk) inventory.Disk {
 	return inventory.Disk{
-		Name:   m.GetName(),
-		File:   FromFile(m.GetFile()),
-		Format: inventory.DiskFormat(m.GetFormat()),
-		Size:   inventory.Bytes(m.GetSize()),
+		Name:     m.GetName(),
+		File:     FromFile(m.GetFile()),
+		Format:   inventory.DiskFormat(m.GetFormat()),
+		Size:     inventory.Bytes(m.GetSize()),
+		ReadOnly: m.GetReadOnly(),
+		Port:     int(m.GetPort()),
 	}
 }
 
 // NIC returns the message of a virtual network card.
 func NIC(n inventory.NIC) *godwitv1.NIC {
-	return &godwitv1.NIC{Name: n.Name, Mac: n.MAC, Network: string(n.Network)}
+	return &godwitv1.NIC{Name: n.Name, Mac: n.MAC, Network: string(n.Network), Port: narrow(n.Port)}
 }
 
 // FromNIC returns the virtual network card of the message.
 func FromNIC(m *godwitv1.NIC) inventory.NIC {
-	return inventory.NIC{Name: m.GetName(), MAC: m.GetMac(), Network: inventory.NetworkID(m.GetNetwork())}
+	return inventory.NIC{
+		Name: m.GetName(), MAC: m.GetMac(), Network: inventory.NetworkID(m.GetNetwork()), Port: int(m.GetPort()),
+	}
 }
 
 func hostDevice(d inventory.HostDevice) *godwitv1.HostDevice {
@@ -186,7 +206,30 @@ func VMStatus(s inventory.VMStatus) *godwitv1.VMStatus {
 	if s.Usage != (inventory.Usage{}) {
 		m.Usage = &godwitv1.Usage{Cpu: span(s.Usage.CPU), Resident: int64(s.Usage.Resident)}
 	}
+	m.Guest = guest(s.Guest)
 	return m
+}
+
+// guest returns the message of what a guest says of itself, nil when it says nothing.
+func guest(g inventory.Guest) *godwitv1.Guest {
+	if reflect.DeepEqual(g, inventory.Guest{}) {
+		return nil
+	}
+	return &godwitv1.Guest{
+		Agent: g.Agent, Version: g.Version, Hostname: g.Hostname, System: g.System, Seen: stamp(g.Seen),
+		Nics: each(g.NICs, func(n inventory.GuestNIC) *godwitv1.GuestNIC {
+			return &godwitv1.GuestNIC{Name: n.Name, Mac: n.MAC, Addresses: texts(n.Addresses)}
+		}),
+	}
+}
+
+func fromGuest(m *godwitv1.Guest) inventory.Guest {
+	return inventory.Guest{
+		Agent: m.GetAgent(), Version: m.GetVersion(), Hostname: m.GetHostname(), System: m.GetSystem(), Seen: fromStamp(m.GetSeen()),
+		NICs: each(m.GetNics(), func(n *godwitv1.GuestNIC) inventory.GuestNIC {
+			return inventory.GuestNIC{Name: n.GetName(), MAC: n.GetMac(), Addresses: ids[string](n.GetAddresses())}
+		}),
+	}
 }
 
 // FromVMStatus returns how the VM of the message is. An empty state is Stopped, one that this version does not know is
@@ -207,6 +250,7 @@ func FromVMStatus(m *godwitv1.VMStatus) inventory.VMStatus {
 			Seen:   fromStamp(hb.GetSeen()),
 		},
 		Usage: inventory.Usage{CPU: fromSpan(usage.GetCpu()), Resident: inventory.Bytes(usage.GetResident())},
+		Guest: fromGuest(m.GetGuest()),
 	}
 }
 

@@ -31,6 +31,12 @@ func fill(t *rapid.T, v reflect.Value) {
 	case inventory.VMState:
 		v.SetInt(rapid.Int64Range(0, int64(inventory.Unknown)).Draw(t, "state"))
 		return
+	case inventory.TaskState:
+		v.SetInt(rapid.Int64Range(0, int64(inventory.TaskCanceled)).Draw(t, "task state"))
+		return
+	case inventory.Severity:
+		v.SetInt(rapid.Int64Range(0, int64(inventory.Error)).Draw(t, "severity"))
+		return
 	case inventory.Phase:
 		v.SetInt(rapid.Int64Range(0, int64(inventory.Undecided)).Draw(t, "phase"))
 		return
@@ -112,6 +118,9 @@ func TestEveryFieldComesBack(t *testing.T) {
 	roundTrip(t, wire.QEMU, wire.FromQEMU)
 	roundTrip(t, wire.Network, wire.FromNetwork)
 	roundTrip(t, wire.NetworkSpec, wire.FromNetworkSpec)
+	roundTrip(t, wire.Task, wire.FromTask)
+	roundTrip(t, wire.Event, wire.FromEvent)
+	roundTrip(t, wire.Image, wire.FromImage)
 	roundTrip(t, wire.Migration, wire.FromMigration)
 	roundTrip(t, wire.MigrationSpec, wire.FromMigrationSpec)
 	roundTrip(t, wire.MigrationStatus, wire.FromMigrationStatus)

@@ -74,7 +74,7 @@ func (x ReleaseResponse_Answer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReleaseResponse_Answer.Descriptor instead.
 func (ReleaseResponse_Answer) EnumDescriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{52, 0}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{53, 0}
 }
 
 type DiscardResponse_Answer int32
@@ -126,7 +126,7 @@ func (x DiscardResponse_Answer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DiscardResponse_Answer.Descriptor instead.
 func (DiscardResponse_Answer) EnumDescriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54, 0}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{55, 0}
 }
 
 // Fault is the detail of every error: its kind and, for a refusal, all reasons.
@@ -849,7 +849,15 @@ type CreateVMRequest struct {
 	Boot          *Boot                  `protobuf:"bytes,5,opt,name=boot,proto3" json:"boot,omitempty"`                         // File.datastore takes a name or an id
 	Disks         []*DiskRequest         `protobuf:"bytes,6,rep,name=disks,proto3" json:"disks,omitempty"`
 	Nics          []*NICRequest          `protobuf:"bytes,7,rep,name=nics,proto3" json:"nics,omitempty"`
-	Host          string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"` // empty: the host that is asked
+	Host          string                 `protobuf:"bytes,8,opt,name=host,proto3" json:"host,omitempty"`   // empty: the host that is asked
+	Image         string                 `protobuf:"bytes,9,opt,name=image,proto3" json:"image,omitempty"` // of which disk0 becomes a clone; PATH[@DATASTORE]
+	Full          bool                   `protobuf:"varint,10,opt,name=full,proto3" json:"full,omitempty"` // copy the image instead of a thin clone
+	Size          int64                  `protobuf:"varint,11,opt,name=size,proto3" json:"size,omitempty"` // disk0 is grown to it; 0: as large as the image
+	Seed          *Seed                  `protobuf:"bytes,12,opt,name=seed,proto3" json:"seed,omitempty"`  // cloud-init NoCloud seed; absent: none
+	Uefi          bool                   `protobuf:"varint,13,opt,name=uefi,proto3" json:"uefi,omitempty"`
+	Display       bool                   `protobuf:"varint,14,opt,name=display,proto3" json:"display,omitempty"`
+	Datastore     string                 `protobuf:"bytes,15,opt,name=datastore,proto3" json:"datastore,omitempty"` // of the disks that are made; empty: the image's, or the host's first
+	Start         bool                   `protobuf:"varint,16,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -940,6 +948,139 @@ func (x *CreateVMRequest) GetHost() string {
 	return ""
 }
 
+func (x *CreateVMRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *CreateVMRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *CreateVMRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *CreateVMRequest) GetSeed() *Seed {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+func (x *CreateVMRequest) GetUefi() bool {
+	if x != nil {
+		return x.Uefi
+	}
+	return false
+}
+
+func (x *CreateVMRequest) GetDisplay() bool {
+	if x != nil {
+		return x.Display
+	}
+	return false
+}
+
+func (x *CreateVMRequest) GetDatastore() string {
+	if x != nil {
+		return x.Datastore
+	}
+	return ""
+}
+
+func (x *CreateVMRequest) GetStart() bool {
+	if x != nil {
+		return x.Start
+	}
+	return false
+}
+
+// Seed is what cloud-init's NoCloud data source is given.
+type Seed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SshKeys       []string               `protobuf:"bytes,1,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
+	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`                                        // that the keys are for; empty: the image's default user
+	Hostname      string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`                                // empty: the VM's name
+	UserData      string                 `protobuf:"bytes,4,opt,name=user_data,json=userData,proto3" json:"user_data,omitempty"`                // whole; excludes ssh_keys and user
+	NetworkConfig string                 `protobuf:"bytes,5,opt,name=network_config,json=networkConfig,proto3" json:"network_config,omitempty"` // version 2; empty: DHCP on every NIC
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seed) Reset() {
+	*x = Seed{}
+	mi := &file_godwit_v1_api_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seed) ProtoMessage() {}
+
+func (x *Seed) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seed.ProtoReflect.Descriptor instead.
+func (*Seed) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Seed) GetSshKeys() []string {
+	if x != nil {
+		return x.SshKeys
+	}
+	return nil
+}
+
+func (x *Seed) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Seed) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Seed) GetUserData() string {
+	if x != nil {
+		return x.UserData
+	}
+	return ""
+}
+
+func (x *Seed) GetNetworkConfig() string {
+	if x != nil {
+		return x.NetworkConfig
+	}
+	return ""
+}
+
 type DiskRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Datastore     string                 `protobuf:"bytes,1,opt,name=datastore,proto3" json:"datastore,omitempty"` // name or id
@@ -952,7 +1093,7 @@ type DiskRequest struct {
 
 func (x *DiskRequest) Reset() {
 	*x = DiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[16]
+	mi := &file_godwit_v1_api_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1105,7 @@ func (x *DiskRequest) String() string {
 func (*DiskRequest) ProtoMessage() {}
 
 func (x *DiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[16]
+	mi := &file_godwit_v1_api_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1118,7 @@ func (x *DiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskRequest.ProtoReflect.Descriptor instead.
 func (*DiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DiskRequest) GetDatastore() string {
@@ -1018,7 +1159,7 @@ type NICRequest struct {
 
 func (x *NICRequest) Reset() {
 	*x = NICRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[17]
+	mi := &file_godwit_v1_api_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1171,7 @@ func (x *NICRequest) String() string {
 func (*NICRequest) ProtoMessage() {}
 
 func (x *NICRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[17]
+	mi := &file_godwit_v1_api_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1184,7 @@ func (x *NICRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NICRequest.ProtoReflect.Descriptor instead.
 func (*NICRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NICRequest) GetNetwork() string {
@@ -1069,7 +1210,7 @@ type CreateVMResponse struct {
 
 func (x *CreateVMResponse) Reset() {
 	*x = CreateVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[18]
+	mi := &file_godwit_v1_api_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1222,7 @@ func (x *CreateVMResponse) String() string {
 func (*CreateVMResponse) ProtoMessage() {}
 
 func (x *CreateVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[18]
+	mi := &file_godwit_v1_api_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1235,7 @@ func (x *CreateVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMResponse.ProtoReflect.Descriptor instead.
 func (*CreateVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateVMResponse) GetVm() *VM {
@@ -1112,7 +1253,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[19]
+	mi := &file_godwit_v1_api_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1265,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[19]
+	mi := &file_godwit_v1_api_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1278,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{20}
 }
 
 type ListVMsResponse struct {
@@ -1149,7 +1290,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[20]
+	mi := &file_godwit_v1_api_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1302,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[20]
+	mi := &file_godwit_v1_api_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1315,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -1193,7 +1334,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[21]
+	mi := &file_godwit_v1_api_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1346,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[21]
+	mi := &file_godwit_v1_api_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1359,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetVMRequest) GetVm() string {
@@ -1237,7 +1378,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[22]
+	mi := &file_godwit_v1_api_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1390,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[22]
+	mi := &file_godwit_v1_api_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1403,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -1281,7 +1422,7 @@ type StartVMRequest struct {
 
 func (x *StartVMRequest) Reset() {
 	*x = StartVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[23]
+	mi := &file_godwit_v1_api_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1434,7 @@ func (x *StartVMRequest) String() string {
 func (*StartVMRequest) ProtoMessage() {}
 
 func (x *StartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[23]
+	mi := &file_godwit_v1_api_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1447,7 @@ func (x *StartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVMRequest.ProtoReflect.Descriptor instead.
 func (*StartVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartVMRequest) GetVm() string {
@@ -1325,7 +1466,7 @@ type StartVMResponse struct {
 
 func (x *StartVMResponse) Reset() {
 	*x = StartVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[24]
+	mi := &file_godwit_v1_api_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1478,7 @@ func (x *StartVMResponse) String() string {
 func (*StartVMResponse) ProtoMessage() {}
 
 func (x *StartVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[24]
+	mi := &file_godwit_v1_api_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1491,7 @@ func (x *StartVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVMResponse.ProtoReflect.Descriptor instead.
 func (*StartVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartVMResponse) GetVm() *VM {
@@ -1371,7 +1512,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[25]
+	mi := &file_godwit_v1_api_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1524,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[25]
+	mi := &file_godwit_v1_api_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1537,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StopVMRequest) GetVm() string {
@@ -1429,7 +1570,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[26]
+	mi := &file_godwit_v1_api_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1582,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[26]
+	mi := &file_godwit_v1_api_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1595,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StopVMResponse) GetVm() *VM {
@@ -1473,7 +1614,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[27]
+	mi := &file_godwit_v1_api_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1626,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[27]
+	mi := &file_godwit_v1_api_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1639,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResetVMRequest) GetVm() string {
@@ -1517,7 +1658,7 @@ type ResetVMResponse struct {
 
 func (x *ResetVMResponse) Reset() {
 	*x = ResetVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[28]
+	mi := &file_godwit_v1_api_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1670,7 @@ func (x *ResetVMResponse) String() string {
 func (*ResetVMResponse) ProtoMessage() {}
 
 func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[28]
+	mi := &file_godwit_v1_api_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1683,7 @@ func (x *ResetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMResponse.ProtoReflect.Descriptor instead.
 func (*ResetVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResetVMResponse) GetVm() *VM {
@@ -1561,7 +1702,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[29]
+	mi := &file_godwit_v1_api_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1714,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[29]
+	mi := &file_godwit_v1_api_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1727,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PauseVMRequest) GetVm() string {
@@ -1605,7 +1746,7 @@ type PauseVMResponse struct {
 
 func (x *PauseVMResponse) Reset() {
 	*x = PauseVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[30]
+	mi := &file_godwit_v1_api_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1758,7 @@ func (x *PauseVMResponse) String() string {
 func (*PauseVMResponse) ProtoMessage() {}
 
 func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[30]
+	mi := &file_godwit_v1_api_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1771,7 @@ func (x *PauseVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMResponse.ProtoReflect.Descriptor instead.
 func (*PauseVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PauseVMResponse) GetVm() *VM {
@@ -1649,7 +1790,7 @@ type ResumeVMRequest struct {
 
 func (x *ResumeVMRequest) Reset() {
 	*x = ResumeVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[31]
+	mi := &file_godwit_v1_api_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1802,7 @@ func (x *ResumeVMRequest) String() string {
 func (*ResumeVMRequest) ProtoMessage() {}
 
 func (x *ResumeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[31]
+	mi := &file_godwit_v1_api_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1815,7 @@ func (x *ResumeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeVMRequest.ProtoReflect.Descriptor instead.
 func (*ResumeVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResumeVMRequest) GetVm() string {
@@ -1693,7 +1834,7 @@ type ResumeVMResponse struct {
 
 func (x *ResumeVMResponse) Reset() {
 	*x = ResumeVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[32]
+	mi := &file_godwit_v1_api_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1846,7 @@ func (x *ResumeVMResponse) String() string {
 func (*ResumeVMResponse) ProtoMessage() {}
 
 func (x *ResumeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[32]
+	mi := &file_godwit_v1_api_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1859,7 @@ func (x *ResumeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeVMResponse.ProtoReflect.Descriptor instead.
 func (*ResumeVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ResumeVMResponse) GetVm() *VM {
@@ -1738,7 +1879,7 @@ type DestroyVMRequest struct {
 
 func (x *DestroyVMRequest) Reset() {
 	*x = DestroyVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[33]
+	mi := &file_godwit_v1_api_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1891,7 @@ func (x *DestroyVMRequest) String() string {
 func (*DestroyVMRequest) ProtoMessage() {}
 
 func (x *DestroyVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[33]
+	mi := &file_godwit_v1_api_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1904,7 @@ func (x *DestroyVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyVMRequest.ProtoReflect.Descriptor instead.
 func (*DestroyVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DestroyVMRequest) GetVm() string {
@@ -1788,7 +1929,7 @@ type DestroyVMResponse struct {
 
 func (x *DestroyVMResponse) Reset() {
 	*x = DestroyVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[34]
+	mi := &file_godwit_v1_api_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1941,7 @@ func (x *DestroyVMResponse) String() string {
 func (*DestroyVMResponse) ProtoMessage() {}
 
 func (x *DestroyVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[34]
+	mi := &file_godwit_v1_api_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1954,7 @@ func (x *DestroyVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyVMResponse.ProtoReflect.Descriptor instead.
 func (*DestroyVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{35}
 }
 
 type ConsoleVMRequest struct {
@@ -1826,7 +1967,7 @@ type ConsoleVMRequest struct {
 
 func (x *ConsoleVMRequest) Reset() {
 	*x = ConsoleVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[35]
+	mi := &file_godwit_v1_api_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1979,7 @@ func (x *ConsoleVMRequest) String() string {
 func (*ConsoleVMRequest) ProtoMessage() {}
 
 func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[35]
+	mi := &file_godwit_v1_api_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1992,7 @@ func (x *ConsoleVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ConsoleVMRequest) GetVm() string {
@@ -1877,7 +2018,7 @@ type ConsoleVMResponse struct {
 
 func (x *ConsoleVMResponse) Reset() {
 	*x = ConsoleVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[36]
+	mi := &file_godwit_v1_api_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2030,7 @@ func (x *ConsoleVMResponse) String() string {
 func (*ConsoleVMResponse) ProtoMessage() {}
 
 func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[36]
+	mi := &file_godwit_v1_api_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2043,7 @@ func (x *ConsoleVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleVMResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ConsoleVMResponse) GetOutput() []byte {
@@ -1925,7 +2066,7 @@ type MigrateVMRequest struct {
 
 func (x *MigrateVMRequest) Reset() {
 	*x = MigrateVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[37]
+	mi := &file_godwit_v1_api_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2078,7 @@ func (x *MigrateVMRequest) String() string {
 func (*MigrateVMRequest) ProtoMessage() {}
 
 func (x *MigrateVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[37]
+	mi := &file_godwit_v1_api_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2091,7 @@ func (x *MigrateVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateVMRequest.ProtoReflect.Descriptor instead.
 func (*MigrateVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MigrateVMRequest) GetVm() string {
@@ -1997,7 +2138,7 @@ type MigrateVMResponse struct {
 
 func (x *MigrateVMResponse) Reset() {
 	*x = MigrateVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[38]
+	mi := &file_godwit_v1_api_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2150,7 @@ func (x *MigrateVMResponse) String() string {
 func (*MigrateVMResponse) ProtoMessage() {}
 
 func (x *MigrateVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[38]
+	mi := &file_godwit_v1_api_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2163,7 @@ func (x *MigrateVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrateVMResponse.ProtoReflect.Descriptor instead.
 func (*MigrateVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *MigrateVMResponse) GetMigration() *Migration {
@@ -2040,7 +2181,7 @@ type ListMigrationsRequest struct {
 
 func (x *ListMigrationsRequest) Reset() {
 	*x = ListMigrationsRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[39]
+	mi := &file_godwit_v1_api_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2193,7 @@ func (x *ListMigrationsRequest) String() string {
 func (*ListMigrationsRequest) ProtoMessage() {}
 
 func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[39]
+	mi := &file_godwit_v1_api_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2206,7 @@ func (x *ListMigrationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsRequest.ProtoReflect.Descriptor instead.
 func (*ListMigrationsRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{40}
 }
 
 type ListMigrationsResponse struct {
@@ -2077,7 +2218,7 @@ type ListMigrationsResponse struct {
 
 func (x *ListMigrationsResponse) Reset() {
 	*x = ListMigrationsResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[40]
+	mi := &file_godwit_v1_api_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2230,7 @@ func (x *ListMigrationsResponse) String() string {
 func (*ListMigrationsResponse) ProtoMessage() {}
 
 func (x *ListMigrationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[40]
+	mi := &file_godwit_v1_api_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2243,7 @@ func (x *ListMigrationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMigrationsResponse.ProtoReflect.Descriptor instead.
 func (*ListMigrationsResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{40}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListMigrationsResponse) GetMigrations() []*Migration {
@@ -2121,7 +2262,7 @@ type GetMigrationRequest struct {
 
 func (x *GetMigrationRequest) Reset() {
 	*x = GetMigrationRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[41]
+	mi := &file_godwit_v1_api_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2274,7 @@ func (x *GetMigrationRequest) String() string {
 func (*GetMigrationRequest) ProtoMessage() {}
 
 func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[41]
+	mi := &file_godwit_v1_api_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2287,7 @@ func (x *GetMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMigrationRequest.ProtoReflect.Descriptor instead.
 func (*GetMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{41}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetMigrationRequest) GetMigration() string {
@@ -2165,7 +2306,7 @@ type GetMigrationResponse struct {
 
 func (x *GetMigrationResponse) Reset() {
 	*x = GetMigrationResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[42]
+	mi := &file_godwit_v1_api_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2318,7 @@ func (x *GetMigrationResponse) String() string {
 func (*GetMigrationResponse) ProtoMessage() {}
 
 func (x *GetMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[42]
+	mi := &file_godwit_v1_api_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2331,7 @@ func (x *GetMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMigrationResponse.ProtoReflect.Descriptor instead.
 func (*GetMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{42}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetMigrationResponse) GetMigration() *Migration {
@@ -2209,7 +2350,7 @@ type WatchMigrationRequest struct {
 
 func (x *WatchMigrationRequest) Reset() {
 	*x = WatchMigrationRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[43]
+	mi := &file_godwit_v1_api_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2362,7 @@ func (x *WatchMigrationRequest) String() string {
 func (*WatchMigrationRequest) ProtoMessage() {}
 
 func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[43]
+	mi := &file_godwit_v1_api_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2375,7 @@ func (x *WatchMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationRequest.ProtoReflect.Descriptor instead.
 func (*WatchMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{43}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WatchMigrationRequest) GetMigration() string {
@@ -2253,7 +2394,7 @@ type WatchMigrationResponse struct {
 
 func (x *WatchMigrationResponse) Reset() {
 	*x = WatchMigrationResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[44]
+	mi := &file_godwit_v1_api_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2406,7 @@ func (x *WatchMigrationResponse) String() string {
 func (*WatchMigrationResponse) ProtoMessage() {}
 
 func (x *WatchMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[44]
+	mi := &file_godwit_v1_api_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2419,7 @@ func (x *WatchMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMigrationResponse.ProtoReflect.Descriptor instead.
 func (*WatchMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{44}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WatchMigrationResponse) GetMigration() *Migration {
@@ -2297,7 +2438,7 @@ type CancelMigrationRequest struct {
 
 func (x *CancelMigrationRequest) Reset() {
 	*x = CancelMigrationRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[45]
+	mi := &file_godwit_v1_api_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2450,7 @@ func (x *CancelMigrationRequest) String() string {
 func (*CancelMigrationRequest) ProtoMessage() {}
 
 func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[45]
+	mi := &file_godwit_v1_api_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2463,7 @@ func (x *CancelMigrationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationRequest.ProtoReflect.Descriptor instead.
 func (*CancelMigrationRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{45}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CancelMigrationRequest) GetMigration() string {
@@ -2341,7 +2482,7 @@ type CancelMigrationResponse struct {
 
 func (x *CancelMigrationResponse) Reset() {
 	*x = CancelMigrationResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[46]
+	mi := &file_godwit_v1_api_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2353,7 +2494,7 @@ func (x *CancelMigrationResponse) String() string {
 func (*CancelMigrationResponse) ProtoMessage() {}
 
 func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[46]
+	mi := &file_godwit_v1_api_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2366,7 +2507,7 @@ func (x *CancelMigrationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMigrationResponse.ProtoReflect.Descriptor instead.
 func (*CancelMigrationResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{46}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CancelMigrationResponse) GetMigration() *Migration {
@@ -2388,7 +2529,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[47]
+	mi := &file_godwit_v1_api_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2541,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[47]
+	mi := &file_godwit_v1_api_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2554,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{47}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -2456,7 +2597,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[48]
+	mi := &file_godwit_v1_api_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2609,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[48]
+	mi := &file_godwit_v1_api_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2622,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{48}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *JoinResponse) GetCluster() string {
@@ -2525,7 +2666,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[49]
+	mi := &file_godwit_v1_api_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +2678,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[49]
+	mi := &file_godwit_v1_api_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +2691,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{49}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PrepareRequest) GetMigration() string {
@@ -2598,7 +2739,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[50]
+	mi := &file_godwit_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2751,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[50]
+	mi := &file_godwit_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2764,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PrepareResponse) GetReasons() []string {
@@ -2651,7 +2792,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[51]
+	mi := &file_godwit_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +2804,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[51]
+	mi := &file_godwit_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +2817,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReleaseRequest) GetMigration() string {
@@ -2711,7 +2852,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[52]
+	mi := &file_godwit_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2864,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[52]
+	mi := &file_godwit_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2877,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReleaseResponse) GetAnswer() ReleaseResponse_Answer {
@@ -2771,7 +2912,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[53]
+	mi := &file_godwit_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2783,7 +2924,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[53]
+	mi := &file_godwit_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2796,7 +2937,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DiscardRequest) GetMigration() string {
@@ -2829,7 +2970,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[54]
+	mi := &file_godwit_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +2982,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[54]
+	mi := &file_godwit_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +2995,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DiscardResponse) GetAnswer() DiscardResponse_Answer {
@@ -2862,6 +3003,2174 @@ func (x *DiscardResponse) GetAnswer() DiscardResponse_Answer {
 		return x.Answer
 	}
 	return DiscardResponse_ANSWER_UNSPECIFIED
+}
+
+type CloneVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`          // copy the disks even of a template
+	Datastore     string                 `protobuf:"bytes,4,opt,name=datastore,proto3" json:"datastore,omitempty"` // of the copies; empty: where the originals are
+	Seed          *Seed                  `protobuf:"bytes,5,opt,name=seed,proto3" json:"seed,omitempty"`           // a new seed for the clone; absent: none, or the original's kind with the new name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneVMRequest) Reset() {
+	*x = CloneVMRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneVMRequest) ProtoMessage() {}
+
+func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneVMRequest.ProtoReflect.Descriptor instead.
+func (*CloneVMRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *CloneVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *CloneVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CloneVMRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *CloneVMRequest) GetDatastore() string {
+	if x != nil {
+		return x.Datastore
+	}
+	return ""
+}
+
+func (x *CloneVMRequest) GetSeed() *Seed {
+	if x != nil {
+		return x.Seed
+	}
+	return nil
+}
+
+type CloneVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneVMResponse) Reset() {
+	*x = CloneVMResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneVMResponse) ProtoMessage() {}
+
+func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneVMResponse.ProtoReflect.Descriptor instead.
+func (*CloneVMResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *CloneVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type SetTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Template      bool                   `protobuf:"varint,2,opt,name=template,proto3" json:"template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTemplateRequest) Reset() {
+	*x = SetTemplateRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTemplateRequest) ProtoMessage() {}
+
+func (x *SetTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTemplateRequest.ProtoReflect.Descriptor instead.
+func (*SetTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *SetTemplateRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetTemplateRequest) GetTemplate() bool {
+	if x != nil {
+		return x.Template
+	}
+	return false
+}
+
+type SetTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTemplateResponse) Reset() {
+	*x = SetTemplateResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTemplateResponse) ProtoMessage() {}
+
+func (x *SetTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTemplateResponse.ProtoReflect.Descriptor instead.
+func (*SetTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *SetTemplateResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type MoveVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`           // empty: stays
+	Datastore     string                 `protobuf:"bytes,3,opt,name=datastore,proto3" json:"datastore,omitempty"` // empty: stays
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVMRequest) Reset() {
+	*x = MoveVMRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVMRequest) ProtoMessage() {}
+
+func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVMRequest.ProtoReflect.Descriptor instead.
+func (*MoveVMRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *MoveVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *MoveVMRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *MoveVMRequest) GetDatastore() string {
+	if x != nil {
+		return x.Datastore
+	}
+	return ""
+}
+
+type MoveVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveVMResponse) Reset() {
+	*x = MoveVMResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveVMResponse) ProtoMessage() {}
+
+func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveVMResponse.ProtoReflect.Descriptor instead.
+func (*MoveVMResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *MoveVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type AddDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Disk          *DiskRequest           `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDiskRequest) Reset() {
+	*x = AddDiskRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDiskRequest) ProtoMessage() {}
+
+func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
+func (*AddDiskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *AddDiskRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *AddDiskRequest) GetDisk() *DiskRequest {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+type AddDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddDiskResponse) Reset() {
+	*x = AddDiskResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddDiskResponse) ProtoMessage() {}
+
+func (x *AddDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddDiskResponse.ProtoReflect.Descriptor instead.
+func (*AddDiskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *AddDiskResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type RemoveDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`      // its name in the VM: disk1
+	Delete        bool                   `protobuf:"varint,3,opt,name=delete,proto3" json:"delete,omitempty"` // the image too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskRequest) Reset() {
+	*x = RemoveDiskRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskRequest) ProtoMessage() {}
+
+func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
+func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RemoveDiskRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RemoveDiskRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *RemoveDiskRequest) GetDelete() bool {
+	if x != nil {
+		return x.Delete
+	}
+	return false
+}
+
+type RemoveDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveDiskResponse) Reset() {
+	*x = RemoveDiskResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveDiskResponse) ProtoMessage() {}
+
+func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveDiskResponse.ProtoReflect.Descriptor instead.
+func (*RemoveDiskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *RemoveDiskResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type GrowDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowDiskRequest) Reset() {
+	*x = GrowDiskRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowDiskRequest) ProtoMessage() {}
+
+func (x *GrowDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowDiskRequest.ProtoReflect.Descriptor instead.
+func (*GrowDiskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *GrowDiskRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *GrowDiskRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *GrowDiskRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type GrowDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowDiskResponse) Reset() {
+	*x = GrowDiskResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowDiskResponse) ProtoMessage() {}
+
+func (x *GrowDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowDiskResponse.ProtoReflect.Descriptor instead.
+func (*GrowDiskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *GrowDiskResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type AddNICRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Nic           *NICRequest            `protobuf:"bytes,2,opt,name=nic,proto3" json:"nic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddNICRequest) Reset() {
+	*x = AddNICRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddNICRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddNICRequest) ProtoMessage() {}
+
+func (x *AddNICRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddNICRequest.ProtoReflect.Descriptor instead.
+func (*AddNICRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *AddNICRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *AddNICRequest) GetNic() *NICRequest {
+	if x != nil {
+		return x.Nic
+	}
+	return nil
+}
+
+type AddNICResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddNICResponse) Reset() {
+	*x = AddNICResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddNICResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddNICResponse) ProtoMessage() {}
+
+func (x *AddNICResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddNICResponse.ProtoReflect.Descriptor instead.
+func (*AddNICResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *AddNICResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type RemoveNICRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Nic           string                 `protobuf:"bytes,2,opt,name=nic,proto3" json:"nic,omitempty"` // its name in the VM: nic1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNICRequest) Reset() {
+	*x = RemoveNICRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNICRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNICRequest) ProtoMessage() {}
+
+func (x *RemoveNICRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNICRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNICRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *RemoveNICRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RemoveNICRequest) GetNic() string {
+	if x != nil {
+		return x.Nic
+	}
+	return ""
+}
+
+type RemoveNICResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNICResponse) Reset() {
+	*x = RemoveNICResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNICResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNICResponse) ProtoMessage() {}
+
+func (x *RemoveNICResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNICResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNICResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *RemoveNICResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type ScreenshotVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenshotVMRequest) Reset() {
+	*x = ScreenshotVMRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenshotVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenshotVMRequest) ProtoMessage() {}
+
+func (x *ScreenshotVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenshotVMRequest.ProtoReflect.Descriptor instead.
+func (*ScreenshotVMRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ScreenshotVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type ScreenshotVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Png           []byte                 `protobuf:"bytes,1,opt,name=png,proto3" json:"png,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScreenshotVMResponse) Reset() {
+	*x = ScreenshotVMResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScreenshotVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScreenshotVMResponse) ProtoMessage() {}
+
+func (x *ScreenshotVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScreenshotVMResponse.ProtoReflect.Descriptor instead.
+func (*ScreenshotVMResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ScreenshotVMResponse) GetPng() []byte {
+	if x != nil {
+		return x.Png
+	}
+	return nil
+}
+
+type DisplayVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Input         []byte                 `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisplayVMRequest) Reset() {
+	*x = DisplayVMRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisplayVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisplayVMRequest) ProtoMessage() {}
+
+func (x *DisplayVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisplayVMRequest.ProtoReflect.Descriptor instead.
+func (*DisplayVMRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *DisplayVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *DisplayVMRequest) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+type DisplayVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Output        []byte                 `protobuf:"bytes,1,opt,name=output,proto3" json:"output,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisplayVMResponse) Reset() {
+	*x = DisplayVMResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisplayVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisplayVMResponse) ProtoMessage() {}
+
+func (x *DisplayVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisplayVMResponse.ProtoReflect.Descriptor instead.
+func (*DisplayVMResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *DisplayVMResponse) GetOutput() []byte {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+type ListImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Datastore     string                 `protobuf:"bytes,1,opt,name=datastore,proto3" json:"datastore,omitempty"` // empty: all of the host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesRequest) Reset() {
+	*x = ListImagesRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesRequest) ProtoMessage() {}
+
+func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
+func (*ListImagesRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ListImagesRequest) GetDatastore() string {
+	if x != nil {
+		return x.Datastore
+	}
+	return ""
+}
+
+type ListImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListImagesResponse) Reset() {
+	*x = ListImagesResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListImagesResponse) ProtoMessage() {}
+
+func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
+func (*ListImagesResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ListImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+type GetImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"` // datastore by name or id; empty: the host's first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageRequest) Reset() {
+	*x = GetImageRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageRequest) ProtoMessage() {}
+
+func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *GetImageRequest) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type GetImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageResponse) Reset() {
+	*x = GetImageResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageResponse) ProtoMessage() {}
+
+func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
+func (*GetImageResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *GetImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type CreateImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"` // empty: qcow2
+	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateImageRequest) Reset() {
+	*x = CreateImageRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateImageRequest) ProtoMessage() {}
+
+func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
+func (*CreateImageRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *CreateImageRequest) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *CreateImageRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *CreateImageRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type CreateImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateImageResponse) Reset() {
+	*x = CreateImageResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateImageResponse) ProtoMessage() {}
+
+func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateImageResponse.ProtoReflect.Descriptor instead.
+func (*CreateImageResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *CreateImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type ImportImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Format        string                 `protobuf:"bytes,2,opt,name=format,proto3" json:"format,omitempty"`                                 // of the new image; empty: qcow2
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`                                 // absolute path on the host, or an http or https URL
+	SourceFormat  string                 `protobuf:"bytes,4,opt,name=source_format,json=sourceFormat,proto3" json:"source_format,omitempty"` // empty: found out by qemu-img; raw has to be said
+	Sha256        string                 `protobuf:"bytes,5,opt,name=sha256,proto3" json:"sha256,omitempty"`                                 // of the source; empty: not checked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *ImportImageRequest) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *ImportImageRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetSourceFormat() string {
+	if x != nil {
+		return x.SourceFormat
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+type ImportImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageResponse) Reset() {
+	*x = ImportImageResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageResponse) ProtoMessage() {}
+
+func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
+func (*ImportImageResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *ImportImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type CloneImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"` // of the clone
+	From          *File                  `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Full          bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`
+	Format        string                 `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"` // of a full clone; empty: the original's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneImageRequest) Reset() {
+	*x = CloneImageRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneImageRequest) ProtoMessage() {}
+
+func (x *CloneImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneImageRequest.ProtoReflect.Descriptor instead.
+func (*CloneImageRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *CloneImageRequest) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *CloneImageRequest) GetFrom() *File {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *CloneImageRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+func (x *CloneImageRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+type CloneImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneImageResponse) Reset() {
+	*x = CloneImageResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneImageResponse) ProtoMessage() {}
+
+func (x *CloneImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneImageResponse.ProtoReflect.Descriptor instead.
+func (*CloneImageResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *CloneImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type GrowImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowImageRequest) Reset() {
+	*x = GrowImageRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowImageRequest) ProtoMessage() {}
+
+func (x *GrowImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowImageRequest.ProtoReflect.Descriptor instead.
+func (*GrowImageRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *GrowImageRequest) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *GrowImageRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+type GrowImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowImageResponse) Reset() {
+	*x = GrowImageResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowImageResponse) ProtoMessage() {}
+
+func (x *GrowImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowImageResponse.ProtoReflect.Descriptor instead.
+func (*GrowImageResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *GrowImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type DeleteImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageRequest) Reset() {
+	*x = DeleteImageRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageRequest) ProtoMessage() {}
+
+func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
+func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *DeleteImageRequest) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+type DeleteImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageResponse) Reset() {
+	*x = DeleteImageResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageResponse) ProtoMessage() {}
+
+func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
+func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{89}
+}
+
+type ListTasksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"` // only those that have not ended
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`  // name or id; empty: all
+	Limit         int32                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`   // newest first; 0: the server's own bound
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTasksRequest) Reset() {
+	*x = ListTasksRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTasksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTasksRequest) ProtoMessage() {}
+
+func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
+func (*ListTasksRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *ListTasksRequest) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *ListTasksRequest) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *ListTasksRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListTasksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         []*Task                `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTasksResponse) Reset() {
+	*x = ListTasksResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTasksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTasksResponse) ProtoMessage() {}
+
+func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
+func (*ListTasksResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *ListTasksResponse) GetTasks() []*Task {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+type GetTaskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTaskRequest) Reset() {
+	*x = GetTaskRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTaskRequest) ProtoMessage() {}
+
+func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
+func (*GetTaskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *GetTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+type GetTaskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTaskResponse) Reset() {
+	*x = GetTaskResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTaskResponse) ProtoMessage() {}
+
+func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
+func (*GetTaskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *GetTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+type WatchTaskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchTaskRequest) Reset() {
+	*x = WatchTaskRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchTaskRequest) ProtoMessage() {}
+
+func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchTaskRequest.ProtoReflect.Descriptor instead.
+func (*WatchTaskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *WatchTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+type WatchTaskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchTaskResponse) Reset() {
+	*x = WatchTaskResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchTaskResponse) ProtoMessage() {}
+
+func (x *WatchTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchTaskResponse.ProtoReflect.Descriptor instead.
+func (*WatchTaskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *WatchTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+type CancelTaskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          string                 `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelTaskRequest) Reset() {
+	*x = CancelTaskRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelTaskRequest) ProtoMessage() {}
+
+func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelTaskRequest.ProtoReflect.Descriptor instead.
+func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *CancelTaskRequest) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+type CancelTaskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Task          *Task                  `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelTaskResponse) Reset() {
+	*x = CancelTaskResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelTaskResponse) ProtoMessage() {}
+
+func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelTaskResponse.ProtoReflect.Descriptor instead.
+func (*CancelTaskResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *CancelTaskResponse) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+type ListEventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Follow        bool                   `protobuf:"varint,1,opt,name=follow,proto3" json:"follow,omitempty"`
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"` // name or id; empty: all
+	Limit         int32                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`  // of those before the call; 0: the server's own bound
+	Since         *durationpb.Duration   `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`   // how far back; 0: as far as they are kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *ListEventsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *ListEventsRequest) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+type ListEventsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Event         *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *ListEventsResponse) GetEvent() *Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
 }
 
 var File_godwit_v1_api_proto protoreflect.FileDescriptor
@@ -2904,7 +5213,7 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\anetwork\x18\x01 \x01(\v2\x12.godwit.v1.NetworkR\anetwork\"\x15\n" +
 	"\x13ListNetworksRequest\"F\n" +
 	"\x14ListNetworksResponse\x12.\n" +
-	"\bnetworks\x18\x01 \x03(\v2\x12.godwit.v1.NetworkR\bnetworks\"\x80\x02\n" +
+	"\bnetworks\x18\x01 \x03(\v2\x12.godwit.v1.NetworkR\bnetworks\"\xc5\x03\n" +
 	"\x0fCreateVMRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12\x16\n" +
@@ -2913,7 +5222,22 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x04boot\x18\x05 \x01(\v2\x0f.godwit.v1.BootR\x04boot\x12,\n" +
 	"\x05disks\x18\x06 \x03(\v2\x16.godwit.v1.DiskRequestR\x05disks\x12)\n" +
 	"\x04nics\x18\a \x03(\v2\x15.godwit.v1.NICRequestR\x04nics\x12\x12\n" +
-	"\x04host\x18\b \x01(\tR\x04host\"k\n" +
+	"\x04host\x18\b \x01(\tR\x04host\x12\x14\n" +
+	"\x05image\x18\t \x01(\tR\x05image\x12\x12\n" +
+	"\x04full\x18\n" +
+	" \x01(\bR\x04full\x12\x12\n" +
+	"\x04size\x18\v \x01(\x03R\x04size\x12#\n" +
+	"\x04seed\x18\f \x01(\v2\x0f.godwit.v1.SeedR\x04seed\x12\x12\n" +
+	"\x04uefi\x18\r \x01(\bR\x04uefi\x12\x18\n" +
+	"\adisplay\x18\x0e \x01(\bR\adisplay\x12\x1c\n" +
+	"\tdatastore\x18\x0f \x01(\tR\tdatastore\x12\x14\n" +
+	"\x05start\x18\x10 \x01(\bR\x05start\"\x95\x01\n" +
+	"\x04Seed\x12\x19\n" +
+	"\bssh_keys\x18\x01 \x03(\tR\asshKeys\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1a\n" +
+	"\bhostname\x18\x03 \x01(\tR\bhostname\x12\x1b\n" +
+	"\tuser_data\x18\x04 \x01(\tR\buserData\x12%\n" +
+	"\x0enetwork_config\x18\x05 \x01(\tR\rnetworkConfig\"k\n" +
 	"\vDiskRequest\x12\x1c\n" +
 	"\tdatastore\x18\x01 \x01(\tR\tdatastore\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -3030,14 +5354,131 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ANSWER_DISCARDED\x10\x01\x12\x12\n" +
 	"\x0eANSWER_RUNNING\x10\x02\x12\x0f\n" +
-	"\vANSWER_LOST\x10\x032\xc9\x03\n" +
+	"\vANSWER_LOST\x10\x03\"\x8b\x01\n" +
+	"\x0eCloneVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04full\x18\x03 \x01(\bR\x04full\x12\x1c\n" +
+	"\tdatastore\x18\x04 \x01(\tR\tdatastore\x12#\n" +
+	"\x04seed\x18\x05 \x01(\v2\x0f.godwit.v1.SeedR\x04seed\"0\n" +
+	"\x0fCloneVMResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"@\n" +
+	"\x12SetTemplateRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1a\n" +
+	"\btemplate\x18\x02 \x01(\bR\btemplate\"4\n" +
+	"\x13SetTemplateResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"Q\n" +
+	"\rMoveVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x1c\n" +
+	"\tdatastore\x18\x03 \x01(\tR\tdatastore\"/\n" +
+	"\x0eMoveVMResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"L\n" +
+	"\x0eAddDiskRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12*\n" +
+	"\x04disk\x18\x02 \x01(\v2\x16.godwit.v1.DiskRequestR\x04disk\"0\n" +
+	"\x0fAddDiskResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"O\n" +
+	"\x11RemoveDiskRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x16\n" +
+	"\x06delete\x18\x03 \x01(\bR\x06delete\"3\n" +
+	"\x12RemoveDiskResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"I\n" +
+	"\x0fGrowDiskRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"1\n" +
+	"\x10GrowDiskResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"H\n" +
+	"\rAddNICRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12'\n" +
+	"\x03nic\x18\x02 \x01(\v2\x15.godwit.v1.NICRequestR\x03nic\"/\n" +
+	"\x0eAddNICResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"4\n" +
+	"\x10RemoveNICRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x10\n" +
+	"\x03nic\x18\x02 \x01(\tR\x03nic\"2\n" +
+	"\x11RemoveNICResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"%\n" +
+	"\x13ScreenshotVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"(\n" +
+	"\x14ScreenshotVMResponse\x12\x10\n" +
+	"\x03png\x18\x01 \x01(\fR\x03png\"8\n" +
+	"\x10DisplayVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05input\x18\x02 \x01(\fR\x05input\"+\n" +
+	"\x11DisplayVMResponse\x12\x16\n" +
+	"\x06output\x18\x01 \x01(\fR\x06output\"1\n" +
+	"\x11ListImagesRequest\x12\x1c\n" +
+	"\tdatastore\x18\x01 \x01(\tR\tdatastore\">\n" +
+	"\x12ListImagesResponse\x12(\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.godwit.v1.ImageR\x06images\"6\n" +
+	"\x0fGetImageRequest\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\":\n" +
+	"\x10GetImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.godwit.v1.ImageR\x05image\"e\n" +
+	"\x12CreateImageRequest\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x16\n" +
+	"\x06format\x18\x02 \x01(\tR\x06format\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\"=\n" +
+	"\x13CreateImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.godwit.v1.ImageR\x05image\"\xa6\x01\n" +
+	"\x12ImportImageRequest\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x16\n" +
+	"\x06format\x18\x02 \x01(\tR\x06format\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12#\n" +
+	"\rsource_format\x18\x04 \x01(\tR\fsourceFormat\x12\x16\n" +
+	"\x06sha256\x18\x05 \x01(\tR\x06sha256\"=\n" +
+	"\x13ImportImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.godwit.v1.ImageR\x05image\"\x89\x01\n" +
+	"\x11CloneImageRequest\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12#\n" +
+	"\x04from\x18\x02 \x01(\v2\x0f.godwit.v1.FileR\x04from\x12\x12\n" +
+	"\x04full\x18\x03 \x01(\bR\x04full\x12\x16\n" +
+	"\x06format\x18\x04 \x01(\tR\x06format\"<\n" +
+	"\x12CloneImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.godwit.v1.ImageR\x05image\"K\n" +
+	"\x10GrowImageRequest\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\";\n" +
+	"\x11GrowImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.godwit.v1.ImageR\x05image\"9\n" +
+	"\x12DeleteImageRequest\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\"\x15\n" +
+	"\x13DeleteImageResponse\"X\n" +
+	"\x10ListTasksRequest\x12\x16\n" +
+	"\x06active\x18\x01 \x01(\bR\x06active\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\":\n" +
+	"\x11ListTasksResponse\x12%\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x0f.godwit.v1.TaskR\x05tasks\"$\n" +
+	"\x0eGetTaskRequest\x12\x12\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\"6\n" +
+	"\x0fGetTaskResponse\x12#\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.godwit.v1.TaskR\x04task\"&\n" +
+	"\x10WatchTaskRequest\x12\x12\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\"8\n" +
+	"\x11WatchTaskResponse\x12#\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.godwit.v1.TaskR\x04task\"'\n" +
+	"\x11CancelTaskRequest\x12\x12\n" +
+	"\x04task\x18\x01 \x01(\tR\x04task\"9\n" +
+	"\x12CancelTaskResponse\x12#\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.godwit.v1.TaskR\x04task\"\x8a\x01\n" +
+	"\x11ListEventsRequest\x12\x16\n" +
+	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\x12/\n" +
+	"\x05since\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05since\"<\n" +
+	"\x12ListEventsResponse\x12&\n" +
+	"\x05event\x18\x01 \x01(\v2\x10.godwit.v1.EventR\x05event2\xc9\x03\n" +
 	"\vHostService\x12F\n" +
 	"\tListHosts\x12\x1b.godwit.v1.ListHostsRequest\x1a\x1c.godwit.v1.ListHostsResponse\x12@\n" +
 	"\aGetHost\x12\x19.godwit.v1.GetHostRequest\x1a\x1a.godwit.v1.GetHostResponse\x12=\n" +
 	"\x06Doctor\x12\x18.godwit.v1.DoctorRequest\x1a\x19.godwit.v1.DoctorResponse\x12L\n" +
 	"\vCreateToken\x12\x1d.godwit.v1.CreateTokenRequest\x1a\x1e.godwit.v1.CreateTokenResponse\x12R\n" +
 	"\rCreateNetwork\x12\x1f.godwit.v1.CreateNetworkRequest\x1a .godwit.v1.CreateNetworkResponse\x12O\n" +
-	"\fListNetworks\x12\x1e.godwit.v1.ListNetworksRequest\x1a\x1f.godwit.v1.ListNetworksResponse2\xf4\x05\n" +
+	"\fListNetworks\x12\x1e.godwit.v1.ListNetworksRequest\x1a\x1f.godwit.v1.ListNetworksResponse2\xb9\v\n" +
 	"\tVMService\x12C\n" +
 	"\bCreateVM\x12\x1a.godwit.v1.CreateVMRequest\x1a\x1b.godwit.v1.CreateVMResponse\x12@\n" +
 	"\aListVMs\x12\x19.godwit.v1.ListVMsRequest\x1a\x1a.godwit.v1.ListVMsResponse\x12:\n" +
@@ -3049,7 +5490,18 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\bResumeVM\x12\x1a.godwit.v1.ResumeVMRequest\x1a\x1b.godwit.v1.ResumeVMResponse\x12F\n" +
 	"\tDestroyVM\x12\x1b.godwit.v1.DestroyVMRequest\x1a\x1c.godwit.v1.DestroyVMResponse\x12J\n" +
 	"\tConsoleVM\x12\x1b.godwit.v1.ConsoleVMRequest\x1a\x1c.godwit.v1.ConsoleVMResponse(\x010\x01\x12F\n" +
-	"\tMigrateVM\x12\x1b.godwit.v1.MigrateVMRequest\x1a\x1c.godwit.v1.MigrateVMResponse2\xed\x02\n" +
+	"\tMigrateVM\x12\x1b.godwit.v1.MigrateVMRequest\x1a\x1c.godwit.v1.MigrateVMResponse\x12@\n" +
+	"\aCloneVM\x12\x19.godwit.v1.CloneVMRequest\x1a\x1a.godwit.v1.CloneVMResponse\x12L\n" +
+	"\vSetTemplate\x12\x1d.godwit.v1.SetTemplateRequest\x1a\x1e.godwit.v1.SetTemplateResponse\x12=\n" +
+	"\x06MoveVM\x12\x18.godwit.v1.MoveVMRequest\x1a\x19.godwit.v1.MoveVMResponse\x12@\n" +
+	"\aAddDisk\x12\x19.godwit.v1.AddDiskRequest\x1a\x1a.godwit.v1.AddDiskResponse\x12I\n" +
+	"\n" +
+	"RemoveDisk\x12\x1c.godwit.v1.RemoveDiskRequest\x1a\x1d.godwit.v1.RemoveDiskResponse\x12C\n" +
+	"\bGrowDisk\x12\x1a.godwit.v1.GrowDiskRequest\x1a\x1b.godwit.v1.GrowDiskResponse\x12=\n" +
+	"\x06AddNIC\x12\x18.godwit.v1.AddNICRequest\x1a\x19.godwit.v1.AddNICResponse\x12F\n" +
+	"\tRemoveNIC\x12\x1b.godwit.v1.RemoveNICRequest\x1a\x1c.godwit.v1.RemoveNICResponse\x12O\n" +
+	"\fScreenshotVM\x12\x1e.godwit.v1.ScreenshotVMRequest\x1a\x1f.godwit.v1.ScreenshotVMResponse\x12J\n" +
+	"\tDisplayVM\x12\x1b.godwit.v1.DisplayVMRequest\x1a\x1c.godwit.v1.DisplayVMResponse(\x010\x012\xed\x02\n" +
 	"\x10MigrationService\x12U\n" +
 	"\x0eListMigrations\x12 .godwit.v1.ListMigrationsRequest\x1a!.godwit.v1.ListMigrationsResponse\x12O\n" +
 	"\fGetMigration\x12\x1e.godwit.v1.GetMigrationRequest\x1a\x1f.godwit.v1.GetMigrationResponse\x12W\n" +
@@ -3060,7 +5512,26 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x0fHandoverService\x12@\n" +
 	"\aPrepare\x12\x19.godwit.v1.PrepareRequest\x1a\x1a.godwit.v1.PrepareResponse\x12@\n" +
 	"\aRelease\x12\x19.godwit.v1.ReleaseRequest\x1a\x1a.godwit.v1.ReleaseResponse\x12@\n" +
-	"\aDiscard\x12\x19.godwit.v1.DiscardRequest\x1a\x1a.godwit.v1.DiscardResponseB4Z2github.com/godwit-vm/godwit/api/godwit/v1;godwitv1b\x06proto3"
+	"\aDiscard\x12\x19.godwit.v1.DiscardRequest\x1a\x1a.godwit.v1.DiscardResponse2\x9b\x04\n" +
+	"\fImageService\x12I\n" +
+	"\n" +
+	"ListImages\x12\x1c.godwit.v1.ListImagesRequest\x1a\x1d.godwit.v1.ListImagesResponse\x12C\n" +
+	"\bGetImage\x12\x1a.godwit.v1.GetImageRequest\x1a\x1b.godwit.v1.GetImageResponse\x12L\n" +
+	"\vCreateImage\x12\x1d.godwit.v1.CreateImageRequest\x1a\x1e.godwit.v1.CreateImageResponse\x12L\n" +
+	"\vImportImage\x12\x1d.godwit.v1.ImportImageRequest\x1a\x1e.godwit.v1.ImportImageResponse\x12I\n" +
+	"\n" +
+	"CloneImage\x12\x1c.godwit.v1.CloneImageRequest\x1a\x1d.godwit.v1.CloneImageResponse\x12F\n" +
+	"\tGrowImage\x12\x1b.godwit.v1.GrowImageRequest\x1a\x1c.godwit.v1.GrowImageResponse\x12L\n" +
+	"\vDeleteImage\x12\x1d.godwit.v1.DeleteImageRequest\x1a\x1e.godwit.v1.DeleteImageResponse2\xac\x02\n" +
+	"\vTaskService\x12F\n" +
+	"\tListTasks\x12\x1b.godwit.v1.ListTasksRequest\x1a\x1c.godwit.v1.ListTasksResponse\x12@\n" +
+	"\aGetTask\x12\x19.godwit.v1.GetTaskRequest\x1a\x1a.godwit.v1.GetTaskResponse\x12H\n" +
+	"\tWatchTask\x12\x1b.godwit.v1.WatchTaskRequest\x1a\x1c.godwit.v1.WatchTaskResponse0\x01\x12I\n" +
+	"\n" +
+	"CancelTask\x12\x1c.godwit.v1.CancelTaskRequest\x1a\x1d.godwit.v1.CancelTaskResponse2[\n" +
+	"\fEventService\x12K\n" +
+	"\n" +
+	"ListEvents\x12\x1c.godwit.v1.ListEventsRequest\x1a\x1d.godwit.v1.ListEventsResponse0\x01B4Z2github.com/godwit-vm/godwit/api/godwit/v1;godwitv1b\x06proto3"
 
 var (
 	file_godwit_v1_api_proto_rawDescOnce sync.Once
@@ -3075,7 +5546,7 @@ func file_godwit_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_godwit_v1_api_proto_goTypes = []any{
 	(ReleaseResponse_Answer)(0),     // 0: godwit.v1.ReleaseResponse.Answer
 	(DiscardResponse_Answer)(0),     // 1: godwit.v1.DiscardResponse.Answer
@@ -3095,138 +5566,262 @@ var file_godwit_v1_api_proto_goTypes = []any{
 	(*ListNetworksRequest)(nil),     // 15: godwit.v1.ListNetworksRequest
 	(*ListNetworksResponse)(nil),    // 16: godwit.v1.ListNetworksResponse
 	(*CreateVMRequest)(nil),         // 17: godwit.v1.CreateVMRequest
-	(*DiskRequest)(nil),             // 18: godwit.v1.DiskRequest
-	(*NICRequest)(nil),              // 19: godwit.v1.NICRequest
-	(*CreateVMResponse)(nil),        // 20: godwit.v1.CreateVMResponse
-	(*ListVMsRequest)(nil),          // 21: godwit.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),         // 22: godwit.v1.ListVMsResponse
-	(*GetVMRequest)(nil),            // 23: godwit.v1.GetVMRequest
-	(*GetVMResponse)(nil),           // 24: godwit.v1.GetVMResponse
-	(*StartVMRequest)(nil),          // 25: godwit.v1.StartVMRequest
-	(*StartVMResponse)(nil),         // 26: godwit.v1.StartVMResponse
-	(*StopVMRequest)(nil),           // 27: godwit.v1.StopVMRequest
-	(*StopVMResponse)(nil),          // 28: godwit.v1.StopVMResponse
-	(*ResetVMRequest)(nil),          // 29: godwit.v1.ResetVMRequest
-	(*ResetVMResponse)(nil),         // 30: godwit.v1.ResetVMResponse
-	(*PauseVMRequest)(nil),          // 31: godwit.v1.PauseVMRequest
-	(*PauseVMResponse)(nil),         // 32: godwit.v1.PauseVMResponse
-	(*ResumeVMRequest)(nil),         // 33: godwit.v1.ResumeVMRequest
-	(*ResumeVMResponse)(nil),        // 34: godwit.v1.ResumeVMResponse
-	(*DestroyVMRequest)(nil),        // 35: godwit.v1.DestroyVMRequest
-	(*DestroyVMResponse)(nil),       // 36: godwit.v1.DestroyVMResponse
-	(*ConsoleVMRequest)(nil),        // 37: godwit.v1.ConsoleVMRequest
-	(*ConsoleVMResponse)(nil),       // 38: godwit.v1.ConsoleVMResponse
-	(*MigrateVMRequest)(nil),        // 39: godwit.v1.MigrateVMRequest
-	(*MigrateVMResponse)(nil),       // 40: godwit.v1.MigrateVMResponse
-	(*ListMigrationsRequest)(nil),   // 41: godwit.v1.ListMigrationsRequest
-	(*ListMigrationsResponse)(nil),  // 42: godwit.v1.ListMigrationsResponse
-	(*GetMigrationRequest)(nil),     // 43: godwit.v1.GetMigrationRequest
-	(*GetMigrationResponse)(nil),    // 44: godwit.v1.GetMigrationResponse
-	(*WatchMigrationRequest)(nil),   // 45: godwit.v1.WatchMigrationRequest
-	(*WatchMigrationResponse)(nil),  // 46: godwit.v1.WatchMigrationResponse
-	(*CancelMigrationRequest)(nil),  // 47: godwit.v1.CancelMigrationRequest
-	(*CancelMigrationResponse)(nil), // 48: godwit.v1.CancelMigrationResponse
-	(*JoinRequest)(nil),             // 49: godwit.v1.JoinRequest
-	(*JoinResponse)(nil),            // 50: godwit.v1.JoinResponse
-	(*PrepareRequest)(nil),          // 51: godwit.v1.PrepareRequest
-	(*PrepareResponse)(nil),         // 52: godwit.v1.PrepareResponse
-	(*ReleaseRequest)(nil),          // 53: godwit.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),         // 54: godwit.v1.ReleaseResponse
-	(*DiscardRequest)(nil),          // 55: godwit.v1.DiscardRequest
-	(*DiscardResponse)(nil),         // 56: godwit.v1.DiscardResponse
-	(*Host)(nil),                    // 57: godwit.v1.Host
-	(*durationpb.Duration)(nil),     // 58: google.protobuf.Duration
-	(*NetworkSpec)(nil),             // 59: godwit.v1.NetworkSpec
-	(*Network)(nil),                 // 60: godwit.v1.Network
-	(*Boot)(nil),                    // 61: godwit.v1.Boot
-	(*VM)(nil),                      // 62: godwit.v1.VM
-	(*Migration)(nil),               // 63: godwit.v1.Migration
+	(*Seed)(nil),                    // 18: godwit.v1.Seed
+	(*DiskRequest)(nil),             // 19: godwit.v1.DiskRequest
+	(*NICRequest)(nil),              // 20: godwit.v1.NICRequest
+	(*CreateVMResponse)(nil),        // 21: godwit.v1.CreateVMResponse
+	(*ListVMsRequest)(nil),          // 22: godwit.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 23: godwit.v1.ListVMsResponse
+	(*GetVMRequest)(nil),            // 24: godwit.v1.GetVMRequest
+	(*GetVMResponse)(nil),           // 25: godwit.v1.GetVMResponse
+	(*StartVMRequest)(nil),          // 26: godwit.v1.StartVMRequest
+	(*StartVMResponse)(nil),         // 27: godwit.v1.StartVMResponse
+	(*StopVMRequest)(nil),           // 28: godwit.v1.StopVMRequest
+	(*StopVMResponse)(nil),          // 29: godwit.v1.StopVMResponse
+	(*ResetVMRequest)(nil),          // 30: godwit.v1.ResetVMRequest
+	(*ResetVMResponse)(nil),         // 31: godwit.v1.ResetVMResponse
+	(*PauseVMRequest)(nil),          // 32: godwit.v1.PauseVMRequest
+	(*PauseVMResponse)(nil),         // 33: godwit.v1.PauseVMResponse
+	(*ResumeVMRequest)(nil),         // 34: godwit.v1.ResumeVMRequest
+	(*ResumeVMResponse)(nil),        // 35: godwit.v1.ResumeVMResponse
+	(*DestroyVMRequest)(nil),        // 36: godwit.v1.DestroyVMRequest
+	(*DestroyVMResponse)(nil),       // 37: godwit.v1.DestroyVMResponse
+	(*ConsoleVMRequest)(nil),        // 38: godwit.v1.ConsoleVMRequest
+	(*ConsoleVMResponse)(nil),       // 39: godwit.v1.ConsoleVMResponse
+	(*MigrateVMRequest)(nil),        // 40: godwit.v1.MigrateVMRequest
+	(*MigrateVMResponse)(nil),       // 41: godwit.v1.MigrateVMResponse
+	(*ListMigrationsRequest)(nil),   // 42: godwit.v1.ListMigrationsRequest
+	(*ListMigrationsResponse)(nil),  // 43: godwit.v1.ListMigrationsResponse
+	(*GetMigrationRequest)(nil),     // 44: godwit.v1.GetMigrationRequest
+	(*GetMigrationResponse)(nil),    // 45: godwit.v1.GetMigrationResponse
+	(*WatchMigrationRequest)(nil),   // 46: godwit.v1.WatchMigrationRequest
+	(*WatchMigrationResponse)(nil),  // 47: godwit.v1.WatchMigrationResponse
+	(*CancelMigrationRequest)(nil),  // 48: godwit.v1.CancelMigrationRequest
+	(*CancelMigrationResponse)(nil), // 49: godwit.v1.CancelMigrationResponse
+	(*JoinRequest)(nil),             // 50: godwit.v1.JoinRequest
+	(*JoinResponse)(nil),            // 51: godwit.v1.JoinResponse
+	(*PrepareRequest)(nil),          // 52: godwit.v1.PrepareRequest
+	(*PrepareResponse)(nil),         // 53: godwit.v1.PrepareResponse
+	(*ReleaseRequest)(nil),          // 54: godwit.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),         // 55: godwit.v1.ReleaseResponse
+	(*DiscardRequest)(nil),          // 56: godwit.v1.DiscardRequest
+	(*DiscardResponse)(nil),         // 57: godwit.v1.DiscardResponse
+	(*CloneVMRequest)(nil),          // 58: godwit.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),         // 59: godwit.v1.CloneVMResponse
+	(*SetTemplateRequest)(nil),      // 60: godwit.v1.SetTemplateRequest
+	(*SetTemplateResponse)(nil),     // 61: godwit.v1.SetTemplateResponse
+	(*MoveVMRequest)(nil),           // 62: godwit.v1.MoveVMRequest
+	(*MoveVMResponse)(nil),          // 63: godwit.v1.MoveVMResponse
+	(*AddDiskRequest)(nil),          // 64: godwit.v1.AddDiskRequest
+	(*AddDiskResponse)(nil),         // 65: godwit.v1.AddDiskResponse
+	(*RemoveDiskRequest)(nil),       // 66: godwit.v1.RemoveDiskRequest
+	(*RemoveDiskResponse)(nil),      // 67: godwit.v1.RemoveDiskResponse
+	(*GrowDiskRequest)(nil),         // 68: godwit.v1.GrowDiskRequest
+	(*GrowDiskResponse)(nil),        // 69: godwit.v1.GrowDiskResponse
+	(*AddNICRequest)(nil),           // 70: godwit.v1.AddNICRequest
+	(*AddNICResponse)(nil),          // 71: godwit.v1.AddNICResponse
+	(*RemoveNICRequest)(nil),        // 72: godwit.v1.RemoveNICRequest
+	(*RemoveNICResponse)(nil),       // 73: godwit.v1.RemoveNICResponse
+	(*ScreenshotVMRequest)(nil),     // 74: godwit.v1.ScreenshotVMRequest
+	(*ScreenshotVMResponse)(nil),    // 75: godwit.v1.ScreenshotVMResponse
+	(*DisplayVMRequest)(nil),        // 76: godwit.v1.DisplayVMRequest
+	(*DisplayVMResponse)(nil),       // 77: godwit.v1.DisplayVMResponse
+	(*ListImagesRequest)(nil),       // 78: godwit.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 79: godwit.v1.ListImagesResponse
+	(*GetImageRequest)(nil),         // 80: godwit.v1.GetImageRequest
+	(*GetImageResponse)(nil),        // 81: godwit.v1.GetImageResponse
+	(*CreateImageRequest)(nil),      // 82: godwit.v1.CreateImageRequest
+	(*CreateImageResponse)(nil),     // 83: godwit.v1.CreateImageResponse
+	(*ImportImageRequest)(nil),      // 84: godwit.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),     // 85: godwit.v1.ImportImageResponse
+	(*CloneImageRequest)(nil),       // 86: godwit.v1.CloneImageRequest
+	(*CloneImageResponse)(nil),      // 87: godwit.v1.CloneImageResponse
+	(*GrowImageRequest)(nil),        // 88: godwit.v1.GrowImageRequest
+	(*GrowImageResponse)(nil),       // 89: godwit.v1.GrowImageResponse
+	(*DeleteImageRequest)(nil),      // 90: godwit.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),     // 91: godwit.v1.DeleteImageResponse
+	(*ListTasksRequest)(nil),        // 92: godwit.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 93: godwit.v1.ListTasksResponse
+	(*GetTaskRequest)(nil),          // 94: godwit.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),         // 95: godwit.v1.GetTaskResponse
+	(*WatchTaskRequest)(nil),        // 96: godwit.v1.WatchTaskRequest
+	(*WatchTaskResponse)(nil),       // 97: godwit.v1.WatchTaskResponse
+	(*CancelTaskRequest)(nil),       // 98: godwit.v1.CancelTaskRequest
+	(*CancelTaskResponse)(nil),      // 99: godwit.v1.CancelTaskResponse
+	(*ListEventsRequest)(nil),       // 100: godwit.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 101: godwit.v1.ListEventsResponse
+	(*Host)(nil),                    // 102: godwit.v1.Host
+	(*durationpb.Duration)(nil),     // 103: google.protobuf.Duration
+	(*NetworkSpec)(nil),             // 104: godwit.v1.NetworkSpec
+	(*Network)(nil),                 // 105: godwit.v1.Network
+	(*Boot)(nil),                    // 106: godwit.v1.Boot
+	(*VM)(nil),                      // 107: godwit.v1.VM
+	(*Migration)(nil),               // 108: godwit.v1.Migration
+	(*Image)(nil),                   // 109: godwit.v1.Image
+	(*File)(nil),                    // 110: godwit.v1.File
+	(*Task)(nil),                    // 111: godwit.v1.Task
+	(*Event)(nil),                   // 112: godwit.v1.Event
 }
 var file_godwit_v1_api_proto_depIdxs = []int32{
-	57, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
-	57, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
-	7,  // 2: godwit.v1.GetHostResponse.processes:type_name -> godwit.v1.Process
-	10, // 3: godwit.v1.DoctorResponse.checks:type_name -> godwit.v1.Check
-	58, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	59, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
-	60, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
-	60, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
-	61, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
-	18, // 9: godwit.v1.CreateVMRequest.disks:type_name -> godwit.v1.DiskRequest
-	19, // 10: godwit.v1.CreateVMRequest.nics:type_name -> godwit.v1.NICRequest
-	62, // 11: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
-	62, // 12: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
-	62, // 13: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
-	62, // 14: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
-	58, // 15: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
-	62, // 16: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
-	62, // 17: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
-	62, // 18: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
-	62, // 19: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
-	58, // 20: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
-	63, // 21: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
-	63, // 22: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	63, // 23: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	63, // 24: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	63, // 25: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	62, // 26: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
-	0,  // 27: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
-	1,  // 28: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
-	3,  // 29: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
-	5,  // 30: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
-	8,  // 31: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
-	11, // 32: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	13, // 33: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
-	15, // 34: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
-	17, // 35: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
-	21, // 36: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
-	23, // 37: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
-	25, // 38: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
-	27, // 39: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
-	29, // 40: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
-	31, // 41: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
-	33, // 42: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
-	35, // 43: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
-	37, // 44: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
-	39, // 45: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
-	41, // 46: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
-	43, // 47: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
-	45, // 48: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
-	47, // 49: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
-	49, // 50: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
-	51, // 51: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
-	53, // 52: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
-	55, // 53: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
-	4,  // 54: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
-	6,  // 55: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
-	9,  // 56: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
-	12, // 57: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	14, // 58: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
-	16, // 59: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
-	20, // 60: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
-	22, // 61: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
-	24, // 62: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
-	26, // 63: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
-	28, // 64: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
-	30, // 65: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
-	32, // 66: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
-	34, // 67: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
-	36, // 68: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
-	38, // 69: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
-	40, // 70: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
-	42, // 71: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
-	44, // 72: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
-	46, // 73: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
-	48, // 74: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
-	50, // 75: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
-	52, // 76: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
-	54, // 77: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
-	56, // 78: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
-	54, // [54:79] is the sub-list for method output_type
-	29, // [29:54] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	102, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
+	102, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
+	7,   // 2: godwit.v1.GetHostResponse.processes:type_name -> godwit.v1.Process
+	10,  // 3: godwit.v1.DoctorResponse.checks:type_name -> godwit.v1.Check
+	103, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	104, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
+	105, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
+	105, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
+	106, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
+	19,  // 9: godwit.v1.CreateVMRequest.disks:type_name -> godwit.v1.DiskRequest
+	20,  // 10: godwit.v1.CreateVMRequest.nics:type_name -> godwit.v1.NICRequest
+	18,  // 11: godwit.v1.CreateVMRequest.seed:type_name -> godwit.v1.Seed
+	107, // 12: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
+	107, // 13: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
+	107, // 14: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
+	107, // 15: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
+	103, // 16: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
+	107, // 17: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
+	107, // 18: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
+	107, // 19: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
+	107, // 20: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
+	103, // 21: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
+	108, // 22: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
+	108, // 23: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	108, // 24: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
+	108, // 25: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	108, // 26: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	107, // 27: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
+	0,   // 28: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
+	1,   // 29: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
+	18,  // 30: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
+	107, // 31: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
+	107, // 32: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
+	107, // 33: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
+	19,  // 34: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
+	107, // 35: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
+	107, // 36: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
+	107, // 37: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
+	20,  // 38: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
+	107, // 39: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
+	107, // 40: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
+	109, // 41: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
+	110, // 42: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
+	109, // 43: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
+	110, // 44: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
+	109, // 45: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
+	110, // 46: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
+	109, // 47: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
+	110, // 48: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
+	110, // 49: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
+	109, // 50: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
+	110, // 51: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
+	109, // 52: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
+	110, // 53: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
+	111, // 54: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
+	111, // 55: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
+	111, // 56: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
+	111, // 57: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
+	103, // 58: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
+	112, // 59: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
+	3,   // 60: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
+	5,   // 61: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
+	8,   // 62: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
+	11,  // 63: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	13,  // 64: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
+	15,  // 65: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
+	17,  // 66: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
+	22,  // 67: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
+	24,  // 68: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
+	26,  // 69: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
+	28,  // 70: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
+	30,  // 71: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
+	32,  // 72: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
+	34,  // 73: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
+	36,  // 74: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
+	38,  // 75: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
+	40,  // 76: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
+	58,  // 77: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
+	60,  // 78: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
+	62,  // 79: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
+	64,  // 80: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
+	66,  // 81: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
+	68,  // 82: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
+	70,  // 83: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
+	72,  // 84: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
+	74,  // 85: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
+	76,  // 86: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
+	42,  // 87: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
+	44,  // 88: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
+	46,  // 89: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
+	48,  // 90: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
+	50,  // 91: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
+	52,  // 92: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
+	54,  // 93: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
+	56,  // 94: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
+	78,  // 95: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
+	80,  // 96: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
+	82,  // 97: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
+	84,  // 98: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
+	86,  // 99: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
+	88,  // 100: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
+	90,  // 101: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
+	92,  // 102: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
+	94,  // 103: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
+	96,  // 104: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
+	98,  // 105: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
+	100, // 106: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
+	4,   // 107: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
+	6,   // 108: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
+	9,   // 109: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
+	12,  // 110: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	14,  // 111: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
+	16,  // 112: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
+	21,  // 113: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
+	23,  // 114: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
+	25,  // 115: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
+	27,  // 116: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
+	29,  // 117: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
+	31,  // 118: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
+	33,  // 119: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
+	35,  // 120: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
+	37,  // 121: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
+	39,  // 122: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
+	41,  // 123: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
+	59,  // 124: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
+	61,  // 125: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
+	63,  // 126: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
+	65,  // 127: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
+	67,  // 128: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
+	69,  // 129: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
+	71,  // 130: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
+	73,  // 131: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
+	75,  // 132: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
+	77,  // 133: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
+	43,  // 134: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
+	45,  // 135: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
+	47,  // 136: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
+	49,  // 137: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
+	51,  // 138: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
+	53,  // 139: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
+	55,  // 140: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
+	57,  // 141: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
+	79,  // 142: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
+	81,  // 143: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
+	83,  // 144: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
+	85,  // 145: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
+	87,  // 146: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
+	89,  // 147: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
+	91,  // 148: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
+	93,  // 149: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
+	95,  // 150: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
+	97,  // 151: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
+	99,  // 152: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
+	101, // 153: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
+	107, // [107:154] is the sub-list for method output_type
+	60,  // [60:107] is the sub-list for method input_type
+	60,  // [60:60] is the sub-list for extension type_name
+	60,  // [60:60] is the sub-list for extension extendee
+	0,   // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_api_proto_init() }
@@ -3241,9 +5836,9 @@ func file_godwit_v1_api_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_api_proto_rawDesc), len(file_godwit_v1_api_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   55,
+			NumMessages:   100,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   8,
 		},
 		GoTypes:           file_godwit_v1_api_proto_goTypes,
 		DependencyIndexes: file_godwit_v1_api_proto_depIdxs,

@@ -706,6 +706,9 @@ type NetworkSpec struct {
 	Subnet        string                 `protobuf:"bytes,1,opt,name=subnet,proto3" json:"subnet,omitempty"`
 	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Forwards      []*PortForward         `protobuf:"bytes,3,rep,name=forwards,proto3" json:"forwards,omitempty"`
+	Driver        string                 `protobuf:"bytes,4,opt,name=driver,proto3" json:"driver,omitempty"` // user (the switch) or bridge; empty: user
+	Vlan          int32                  `protobuf:"varint,5,opt,name=vlan,proto3" json:"vlan,omitempty"`    // 802.1Q tag on the uplink, bridge driver only; 0: untagged
+	Mtu           int32                  `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`      // 0: the link's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -759,6 +762,27 @@ func (x *NetworkSpec) GetForwards() []*PortForward {
 		return x.Forwards
 	}
 	return nil
+}
+
+func (x *NetworkSpec) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *NetworkSpec) GetVlan() int32 {
+	if x != nil {
+		return x.Vlan
+	}
+	return 0
+}
+
+func (x *NetworkSpec) GetMtu() int32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
 }
 
 type PortForward struct {
@@ -894,6 +918,10 @@ type VMSpec struct {
 	Boot          *Boot                  `protobuf:"bytes,9,opt,name=boot,proto3" json:"boot,omitempty"`
 	Devices       []*HostDevice          `protobuf:"bytes,10,rep,name=devices,proto3" json:"devices,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
+	Layout        int32                  `protobuf:"varint,12,opt,name=layout,proto3" json:"layout,omitempty"`
+	Display       bool                   `protobuf:"varint,13,opt,name=display,proto3" json:"display,omitempty"`
+	Template      bool                   `protobuf:"varint,14,opt,name=template,proto3" json:"template,omitempty"`
+	Request       string                 `protobuf:"bytes,15,opt,name=request,proto3" json:"request,omitempty"` // idempotency key of the call that made it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1005,12 +1033,42 @@ func (x *VMSpec) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *VMSpec) GetLayout() int32 {
+	if x != nil {
+		return x.Layout
+	}
+	return 0
+}
+
+func (x *VMSpec) GetDisplay() bool {
+	if x != nil {
+		return x.Display
+	}
+	return false
+}
+
+func (x *VMSpec) GetTemplate() bool {
+	if x != nil {
+		return x.Template
+	}
+	return false
+}
+
+func (x *VMSpec) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
 type Boot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Firmware      *File                  `protobuf:"bytes,1,opt,name=firmware,proto3" json:"firmware,omitempty"`
 	Kernel        *File                  `protobuf:"bytes,2,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	Initrd        *File                  `protobuf:"bytes,3,opt,name=initrd,proto3" json:"initrd,omitempty"`
 	Cmdline       string                 `protobuf:"bytes,4,opt,name=cmdline,proto3" json:"cmdline,omitempty"`
+	Uefi          bool                   `protobuf:"varint,5,opt,name=uefi,proto3" json:"uefi,omitempty"`
+	Vars          *File                  `protobuf:"bytes,6,opt,name=vars,proto3" json:"vars,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1073,6 +1131,20 @@ func (x *Boot) GetCmdline() string {
 	return ""
 }
 
+func (x *Boot) GetUefi() bool {
+	if x != nil {
+		return x.Uefi
+	}
+	return false
+}
+
+func (x *Boot) GetVars() *File {
+	if x != nil {
+		return x.Vars
+	}
+	return nil
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Datastore     string                 `protobuf:"bytes,1,opt,name=datastore,proto3" json:"datastore,omitempty"`
@@ -1131,6 +1203,8 @@ type Disk struct {
 	File          *File                  `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
 	Format        string                 `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
 	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	ReadOnly      bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Port          int32                  `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1193,11 +1267,26 @@ func (x *Disk) GetSize() int64 {
 	return 0
 }
 
+func (x *Disk) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *Disk) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 type NIC struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	Port          int32                  `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1251,6 +1340,13 @@ func (x *NIC) GetNetwork() string {
 		return x.Network
 	}
 	return ""
+}
+
+func (x *NIC) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
 }
 
 type HostDevice struct {
@@ -1442,6 +1538,7 @@ type VMStatus struct {
 	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
 	Heartbeat     *Heartbeat             `protobuf:"bytes,6,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	Usage         *Usage                 `protobuf:"bytes,7,opt,name=usage,proto3" json:"usage,omitempty"`
+	Guest         *Guest                 `protobuf:"bytes,8,opt,name=guest,proto3" json:"guest,omitempty"` // telemetry: never stored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1521,6 +1618,13 @@ func (x *VMStatus) GetHeartbeat() *Heartbeat {
 func (x *VMStatus) GetUsage() *Usage {
 	if x != nil {
 		return x.Usage
+	}
+	return nil
+}
+
+func (x *VMStatus) GetGuest() *Guest {
+	if x != nil {
+		return x.Guest
 	}
 	return nil
 }
@@ -2235,6 +2339,638 @@ func (x *Epoch) GetBootId() string {
 	return ""
 }
 
+// Guest is what a guest says of itself through qemu-guest-agent.
+type Guest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agent         bool                   `protobuf:"varint,1,opt,name=agent,proto3" json:"agent,omitempty"`    // the agent answers
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // of the agent
+	Hostname      string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	System        string                 `protobuf:"bytes,4,opt,name=system,proto3" json:"system,omitempty"`
+	Nics          []*GuestNIC            `protobuf:"bytes,5,rep,name=nics,proto3" json:"nics,omitempty"`
+	Seen          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=seen,proto3" json:"seen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guest) Reset() {
+	*x = Guest{}
+	mi := &file_godwit_v1_records_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guest) ProtoMessage() {}
+
+func (x *Guest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guest.ProtoReflect.Descriptor instead.
+func (*Guest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Guest) GetAgent() bool {
+	if x != nil {
+		return x.Agent
+	}
+	return false
+}
+
+func (x *Guest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Guest) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Guest) GetSystem() string {
+	if x != nil {
+		return x.System
+	}
+	return ""
+}
+
+func (x *Guest) GetNics() []*GuestNIC {
+	if x != nil {
+		return x.Nics
+	}
+	return nil
+}
+
+func (x *Guest) GetSeen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+type GuestNIC struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // as the guest calls it
+	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestNIC) Reset() {
+	*x = GuestNIC{}
+	mi := &file_godwit_v1_records_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestNIC) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestNIC) ProtoMessage() {}
+
+func (x *GuestNIC) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestNIC.ProtoReflect.Descriptor instead.
+func (*GuestNIC) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *GuestNIC) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GuestNIC) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *GuestNIC) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// Image is a disk image, seed or template file on a datastore.
+type Image struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	Datastore     string                 `protobuf:"bytes,2,opt,name=datastore,proto3" json:"datastore,omitempty"` // its name
+	Format        string                 `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	Size          int64                  `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`      // as a guest sees it
+	Used          int64                  `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`      // on the datastore
+	Backing       *File                  `protobuf:"bytes,6,opt,name=backing,proto3" json:"backing,omitempty"` // the image that it is a thin clone of
+	Vm            string                 `protobuf:"bytes,7,opt,name=vm,proto3" json:"vm,omitempty"`           // name of the VM whose disk it is
+	Changed       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Image) Reset() {
+	*x = Image{}
+	mi := &file_godwit_v1_records_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Image) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Image) ProtoMessage() {}
+
+func (x *Image) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Image.ProtoReflect.Descriptor instead.
+func (*Image) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Image) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *Image) GetDatastore() string {
+	if x != nil {
+		return x.Datastore
+	}
+	return ""
+}
+
+func (x *Image) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *Image) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Image) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Image) GetBacking() *File {
+	if x != nil {
+		return x.Backing
+	}
+	return nil
+}
+
+func (x *Image) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *Image) GetChanged() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+// Task is a long or mutating operation: who asked for what, how far it is, how it ended.
+type Task struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Spec          *TaskSpec              `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Status        *TaskStatus            `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Task) Reset() {
+	*x = Task{}
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Task) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Task) ProtoMessage() {}
+
+func (x *Task) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Task.ProtoReflect.Descriptor instead.
+func (*Task) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Task) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Task) GetSpec() *TaskSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Task) GetStatus() *TaskStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+type TaskSpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`                               // noun.verb, as in the CLI: vm.start, image.import
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`                           // id of what it works on
+	ObjectName    string                 `protobuf:"bytes,3,opt,name=object_name,json=objectName,proto3" json:"object_name,omitempty"` // as it was named then
+	Host          string                 `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`                               // that does the work
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	Requested     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=requested,proto3" json:"requested,omitempty"`
+	Request       string                 `protobuf:"bytes,7,opt,name=request,proto3" json:"request,omitempty"`    // idempotency key of the call, if it had one
+	Canceled      bool                   `protobuf:"varint,8,opt,name=canceled,proto3" json:"canceled,omitempty"` // somebody asked for its end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskSpec) Reset() {
+	*x = TaskSpec{}
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskSpec) ProtoMessage() {}
+
+func (x *TaskSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
+func (*TaskSpec) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TaskSpec) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TaskSpec) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *TaskSpec) GetObjectName() string {
+	if x != nil {
+		return x.ObjectName
+	}
+	return ""
+}
+
+func (x *TaskSpec) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *TaskSpec) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *TaskSpec) GetRequested() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Requested
+	}
+	return nil
+}
+
+func (x *TaskSpec) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *TaskSpec) GetCanceled() bool {
+	if x != nil {
+		return x.Canceled
+	}
+	return false
+}
+
+type TaskStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`   // queued, running, succeeded, failed, canceled
+	Done          int64                  `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`    // of total, in the operation's own unit
+	Total         int64                  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`  // 0: unknown
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"` // what it does now, or how it ended
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"` // why it failed
+	Reasons       []string               `protobuf:"bytes,6,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	Started       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started,proto3" json:"started,omitempty"`
+	Ended         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	Result        string                 `protobuf:"bytes,9,opt,name=result,proto3" json:"result,omitempty"` // id of what it made
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskStatus) Reset() {
+	*x = TaskStatus{}
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskStatus) ProtoMessage() {}
+
+func (x *TaskStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
+func (*TaskStatus) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *TaskStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *TaskStatus) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *TaskStatus) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *TaskStatus) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *TaskStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TaskStatus) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *TaskStatus) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *TaskStatus) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *TaskStatus) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+// Event is something that happened to an object of the inventory, with its cause.
+type Event struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // sorts by time
+	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`         // noun.verb in the past: vm.started
+	Severity      string                 `protobuf:"bytes,4,opt,name=severity,proto3" json:"severity,omitempty"` // info, warning, error
+	Object        string                 `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
+	ObjectName    string                 `protobuf:"bytes,6,opt,name=object_name,json=objectName,proto3" json:"object_name,omitempty"`
+	Host          string                 `protobuf:"bytes,7,opt,name=host,proto3" json:"host,omitempty"`
+	By            string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`            // who caused it; empty: nobody, it happened
+	Task          string                 `protobuf:"bytes,9,opt,name=task,proto3" json:"task,omitempty"`        // of which it is part
+	Message       string                 `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"` // one line, with the cause
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Event) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Event) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Event) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Event) GetSeverity() string {
+	if x != nil {
+		return x.Severity
+	}
+	return ""
+}
+
+func (x *Event) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Event) GetObjectName() string {
+	if x != nil {
+		return x.ObjectName
+	}
+	return ""
+}
+
+func (x *Event) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Event) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Event) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *Event) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_godwit_v1_records_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_records_proto_rawDesc = "" +
@@ -2295,11 +3031,14 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x06shared\x18\x04 \x01(\bR\x06shared\"E\n" +
 	"\aNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
-	"\x04spec\x18\x02 \x01(\v2\x16.godwit.v1.NetworkSpecR\x04spec\"s\n" +
+	"\x04spec\x18\x02 \x01(\v2\x16.godwit.v1.NetworkSpecR\x04spec\"\xb1\x01\n" +
 	"\vNetworkSpec\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x122\n" +
-	"\bforwards\x18\x03 \x03(\v2\x16.godwit.v1.PortForwardR\bforwards\";\n" +
+	"\bforwards\x18\x03 \x03(\v2\x16.godwit.v1.PortForwardR\bforwards\x12\x16\n" +
+	"\x06driver\x18\x04 \x01(\tR\x06driver\x12\x12\n" +
+	"\x04vlan\x18\x05 \x01(\x05R\x04vlan\x12\x10\n" +
+	"\x03mtu\x18\x06 \x01(\x05R\x03mtu\";\n" +
 	"\vPortForward\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x14\n" +
 	"\x05guest\x18\x02 \x01(\tR\x05guest\"\x8c\x01\n" +
@@ -2307,7 +3046,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.godwit.v1.VMSpecR\x04spec\x12\"\n" +
 	"\x03run\x18\x03 \x01(\v2\x10.godwit.v1.VMRunR\x03run\x12+\n" +
-	"\x06status\x18\x04 \x01(\v2\x13.godwit.v1.VMStatusR\x06status\"\xea\x02\n" +
+	"\x06status\x18\x04 \x01(\v2\x13.godwit.v1.VMStatusR\x06status\"\xd2\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -2320,24 +3059,33 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x04boot\x18\t \x01(\v2\x0f.godwit.v1.BootR\x04boot\x12/\n" +
 	"\adevices\x18\n" +
 	" \x03(\v2\x15.godwit.v1.HostDeviceR\adevices\x124\n" +
-	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x9f\x01\n" +
+	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x16\n" +
+	"\x06layout\x18\f \x01(\x05R\x06layout\x12\x18\n" +
+	"\adisplay\x18\r \x01(\bR\adisplay\x12\x1a\n" +
+	"\btemplate\x18\x0e \x01(\bR\btemplate\x12\x18\n" +
+	"\arequest\x18\x0f \x01(\tR\arequest\"\xd8\x01\n" +
 	"\x04Boot\x12+\n" +
 	"\bfirmware\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\bfirmware\x12'\n" +
 	"\x06kernel\x18\x02 \x01(\v2\x0f.godwit.v1.FileR\x06kernel\x12'\n" +
 	"\x06initrd\x18\x03 \x01(\v2\x0f.godwit.v1.FileR\x06initrd\x12\x18\n" +
-	"\acmdline\x18\x04 \x01(\tR\acmdline\"8\n" +
+	"\acmdline\x18\x04 \x01(\tR\acmdline\x12\x12\n" +
+	"\x04uefi\x18\x05 \x01(\bR\x04uefi\x12#\n" +
+	"\x04vars\x18\x06 \x01(\v2\x0f.godwit.v1.FileR\x04vars\"8\n" +
 	"\x04File\x12\x1c\n" +
 	"\tdatastore\x18\x01 \x01(\tR\tdatastore\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"k\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"\x9c\x01\n" +
 	"\x04Disk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\x04file\x18\x02 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x16\n" +
 	"\x06format\x18\x03 \x01(\tR\x06format\x12\x12\n" +
-	"\x04size\x18\x04 \x01(\x03R\x04size\"E\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x1b\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\x05R\x04port\"Y\n" +
 	"\x03NIC\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x18\n" +
-	"\anetwork\x18\x03 \x01(\tR\anetwork\":\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\x05R\x04port\":\n" +
 	"\n" +
 	"HostDevice\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
@@ -2354,7 +3102,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x1c\n" +
-	"\tmigration\x18\x03 \x01(\tR\tmigration\"\xec\x01\n" +
+	"\tmigration\x18\x03 \x01(\tR\tmigration\"\x94\x02\n" +
 	"\bVMStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
@@ -2362,7 +3110,8 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x122\n" +
 	"\theartbeat\x18\x06 \x01(\v2\x14.godwit.v1.HeartbeatR\theartbeat\x12&\n" +
-	"\x05usage\x18\a \x01(\v2\x10.godwit.v1.UsageR\x05usage\"\xad\x01\n" +
+	"\x05usage\x18\a \x01(\v2\x10.godwit.v1.UsageR\x05usage\x12&\n" +
+	"\x05guest\x18\b \x01(\v2\x10.godwit.v1.GuestR\x05guest\"\xad\x01\n" +
 	"\tHeartbeat\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x121\n" +
 	"\x06uptime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12\x17\n" +
@@ -2423,7 +3172,65 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\aused_by\x18\x04 \x01(\tR\x06usedBy\"6\n" +
 	"\x05Epoch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x17\n" +
-	"\aboot_id\x18\x02 \x01(\tR\x06bootId*;\n" +
+	"\aboot_id\x18\x02 \x01(\tR\x06bootId\"\xc4\x01\n" +
+	"\x05Guest\x12\x14\n" +
+	"\x05agent\x18\x01 \x01(\bR\x05agent\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
+	"\bhostname\x18\x03 \x01(\tR\bhostname\x12\x16\n" +
+	"\x06system\x18\x04 \x01(\tR\x06system\x12'\n" +
+	"\x04nics\x18\x05 \x03(\v2\x13.godwit.v1.GuestNICR\x04nics\x12.\n" +
+	"\x04seen\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\"N\n" +
+	"\bGuestNIC\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\"\xfb\x01\n" +
+	"\x05Image\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x1c\n" +
+	"\tdatastore\x18\x02 \x01(\tR\tdatastore\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04used\x18\x05 \x01(\x03R\x04used\x12)\n" +
+	"\abacking\x18\x06 \x01(\v2\x0f.godwit.v1.FileR\abacking\x12\x0e\n" +
+	"\x02vm\x18\a \x01(\tR\x02vm\x124\n" +
+	"\achanged\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\achanged\"n\n" +
+	"\x04Task\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x04spec\x18\x02 \x01(\v2\x13.godwit.v1.TaskSpecR\x04spec\x12-\n" +
+	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.TaskStatusR\x06status\"\xeb\x01\n" +
+	"\bTaskSpec\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x1f\n" +
+	"\vobject_name\x18\x03 \x01(\tR\n" +
+	"objectName\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x128\n" +
+	"\trequested\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trequested\x12\x18\n" +
+	"\arequest\x18\a \x01(\tR\arequest\x12\x1a\n" +
+	"\bcanceled\x18\b \x01(\bR\bcanceled\"\x96\x02\n" +
+	"\n" +
+	"TaskStatus\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\areasons\x18\x06 \x03(\tR\areasons\x124\n" +
+	"\astarted\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
+	"\x05ended\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x16\n" +
+	"\x06result\x18\t \x01(\tR\x06result\"\x82\x02\n" +
+	"\x05Event\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1a\n" +
+	"\bseverity\x18\x04 \x01(\tR\bseverity\x12\x16\n" +
+	"\x06object\x18\x05 \x01(\tR\x06object\x12\x1f\n" +
+	"\vobject_name\x18\x06 \x01(\tR\n" +
+	"objectName\x12\x12\n" +
+	"\x04host\x18\a \x01(\tR\x04host\x12\x0e\n" +
+	"\x02by\x18\b \x01(\tR\x02by\x12\x12\n" +
+	"\x04task\x18\t \x01(\tR\x04task\x12\x18\n" +
+	"\amessage\x18\n" +
+	" \x01(\tR\amessage*;\n" +
 	"\x05Power\x12\x15\n" +
 	"\x11POWER_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tPOWER_OFF\x10\x01\x12\f\n" +
@@ -2442,7 +3249,7 @@ func file_godwit_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_godwit_v1_records_proto_goTypes = []any{
 	(Power)(0),                    // 0: godwit.v1.Power
 	(Verdict_State)(0),            // 1: godwit.v1.Verdict.State
@@ -2475,8 +3282,15 @@ var file_godwit_v1_records_proto_goTypes = []any{
 	(*MigrationResult)(nil),       // 28: godwit.v1.MigrationResult
 	(*Token)(nil),                 // 29: godwit.v1.Token
 	(*Epoch)(nil),                 // 30: godwit.v1.Epoch
-	(*timestamppb.Timestamp)(nil), // 31: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
+	(*Guest)(nil),                 // 31: godwit.v1.Guest
+	(*GuestNIC)(nil),              // 32: godwit.v1.GuestNIC
+	(*Image)(nil),                 // 33: godwit.v1.Image
+	(*Task)(nil),                  // 34: godwit.v1.Task
+	(*TaskSpec)(nil),              // 35: godwit.v1.TaskSpec
+	(*TaskStatus)(nil),            // 36: godwit.v1.TaskStatus
+	(*Event)(nil),                 // 37: godwit.v1.Event
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
 }
 var file_godwit_v1_records_proto_depIdxs = []int32{
 	4,  // 0: godwit.v1.Host.spec:type_name -> godwit.v1.HostSpec
@@ -2485,7 +3299,7 @@ var file_godwit_v1_records_proto_depIdxs = []int32{
 	8,  // 3: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
 	6,  // 4: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
 	1,  // 5: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
-	31, // 6: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
+	38, // 6: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
 	10, // 7: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
 	11, // 8: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
 	13, // 9: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
@@ -2495,39 +3309,52 @@ var file_godwit_v1_records_proto_depIdxs = []int32{
 	17, // 13: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
 	14, // 14: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
 	18, // 15: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
-	31, // 16: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
+	38, // 16: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
 	15, // 17: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
 	15, // 18: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
 	15, // 19: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
-	15, // 20: godwit.v1.Disk.file:type_name -> godwit.v1.File
-	20, // 21: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
-	0,  // 22: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
-	31, // 23: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
-	22, // 24: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
-	23, // 25: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
-	32, // 26: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
-	31, // 27: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
-	32, // 28: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	25, // 29: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
-	26, // 30: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
-	32, // 31: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
-	31, // 32: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
-	27, // 33: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
-	31, // 34: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
-	31, // 35: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
-	28, // 36: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
-	32, // 37: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
-	32, // 38: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
-	32, // 39: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
-	32, // 40: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
-	32, // 41: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
-	32, // 42: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
-	31, // 43: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	15, // 20: godwit.v1.Boot.vars:type_name -> godwit.v1.File
+	15, // 21: godwit.v1.Disk.file:type_name -> godwit.v1.File
+	20, // 22: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
+	0,  // 23: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
+	38, // 24: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
+	22, // 25: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
+	23, // 26: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
+	31, // 27: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
+	39, // 28: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
+	38, // 29: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
+	39, // 30: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	25, // 31: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
+	26, // 32: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
+	39, // 33: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
+	38, // 34: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
+	27, // 35: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
+	38, // 36: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
+	38, // 37: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
+	28, // 38: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
+	39, // 39: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
+	39, // 40: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	39, // 41: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
+	39, // 42: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
+	39, // 43: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
+	39, // 44: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
+	38, // 45: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	32, // 46: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
+	38, // 47: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
+	15, // 48: godwit.v1.Image.file:type_name -> godwit.v1.File
+	15, // 49: godwit.v1.Image.backing:type_name -> godwit.v1.File
+	38, // 50: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
+	35, // 51: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
+	36, // 52: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
+	38, // 53: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
+	38, // 54: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
+	38, // 55: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
+	38, // 56: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
+	57, // [57:57] is the sub-list for method output_type
+	57, // [57:57] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_records_proto_init() }
@@ -2541,7 +3368,7 @@ func file_godwit_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_records_proto_rawDesc), len(file_godwit_v1_records_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   29,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

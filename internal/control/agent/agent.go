@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
@@ -63,6 +64,7 @@ type Agent struct {
 	Config
 
 	writer    *store.Writer
+	tasks     *task.Keeper
 	abilities qemu.Abilities
 	stores    map[inventory.DatastoreID]*datastore.Datastore
 	started   time.Time
@@ -84,7 +86,7 @@ type Agent struct {
 // before ctx ends.
 func New(ctx context.Context, c Config) (*Agent, error) {
 	a := &Agent{
-		Config: c, stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
+		Config: c, tasks: task.New(c.Host), stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
 		spawned: make(chan func(context.Context)), ended: make(chan struct{}),
 		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
 	}

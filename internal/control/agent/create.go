@@ -97,6 +97,7 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 	spec := inventory.VMSpec{
 		Name: want.Name, UUID: inventory.NewUUID(), CPUs: want.CPUs, Memory: want.Memory, Machine: a.abilities.Machine(),
 		CPUModel: want.CPUModel, Boot: want.Boot, Created: time.Now(),
+		Layout: inventory.LayoutNew,
 	}
 	var bad []string
 	kind := fault.NotFound // as long as nothing worse is wrong

@@ -19,13 +19,19 @@ const (
 const ReconnectMS = 200
 
 // Slots on the root bus. They never change and never depend on what else a VM has, so source and target agree, and a
-// guest keeps its device names. 0x1 is kept for a display; 0x1f is the chipset's.
+// guest keeps its device names. 0x1f is the chipset's.
 const (
-	slotPanic  = 0x02
-	slotSerial = 0x03
-	slotDisk   = 0x08 // to 0x0f: inventory.DisksMax
-	slotNIC    = 0x10 // to 0x17: inventory.NICsMax
+	slotDisplay = 0x01
+	slotPanic   = 0x02
+	slotSerial  = 0x03
+	slotSeed    = 0x04 // the disk named SeedDisk
+	slotHot     = 0x07 // all functions: the root ports of inventory.LayoutPorts
+	slotDisk    = 0x08 // to 0x0f: inventory.DisksMax
+	slotNIC     = 0x10 // to 0x17: inventory.NICsMax
 )
+
+// SeedDisk is the name of a VM's cloud-init seed among its disks. It has a slot and a block node of its own.
+const SeedDisk = "seed"
 
 // Env is what a command line needs besides the spec: where things are on this host, and what its QEMU can do.
 type Env struct {
@@ -34,10 +40,18 @@ type Env struct {
 	Incoming  bool // wait for a migration stream instead of starting afresh
 	// File returns the absolute path of a file on this host. Its error is passed on.
 	File func(inventory.File) (string, error)
+	// Firmware is the host's UEFI firmware; it is needed for a spec with UEFI only.
+	Firmware Firmware
 	// Ports holds, by NIC name, the path of the unix socket of the NIC's switch port. The socket must let QEMU's user connect.
 	Ports map[string]string
 
 	monitorFD int // listening socket that QEMU inherits; 0: QEMU makes the socket itself
+}
+
+// Firmware is a build of UEFI firmware (OVMF): its code, which all VMs share, and the template of a VM's own variables.
+type Firmware struct {
+	Code string // absolute path of a raw image
+	Vars string // absolute path of a raw image, as large as a VM's copy must be
 }
 
 // machineRE matches the versioned machine types whose slots are laid out above.
@@ -58,8 +72,10 @@ func CommandLine(spec inventory.VMSpec, env Env) ([]string, error) {
 	c.process()
 	c.machine()
 	c.consoles()
+	c.display()
+	c.hotPorts()
 	c.monitor()
-	for _, part := range []func() error{c.boot, c.disks, c.nics} {
+	for _, part := range []func() error{c.boot, c.uefi, c.disks, c.nics} {
 		if err := part(); err != nil {
 			return nil, fault.Wrap("command line", "vm "+spec.Name, err)
 		}
@@ -88,7 +104,18 @@ func checkSpec(spec inventory.VMSpec, env Env) error {
 	if err := env.RunDir.check(); err != nil {
 		bad = append(bad, err.Error())
 	}
+	if spec.Boot.UEFI && env.Firmware.Code == "" {
+		bad = append(bad, "this host has no UEFI firmware: install the ovmf package")
+	}
+	for _, d := range spec.Disks {
+		if d.Name != SeedDisk && (d.Number() < 0 || d.Number() >= inventory.DisksMax+inventory.HotPortsMax) {
+			bad = append(bad, fmt.Sprintf("disk name %q has no number that a slot could be given to", d.Name))
+		}
+	}
 	for _, n := range spec.NICs {
+		if n.Number() < 0 || n.Number() >= inventory.NICsMax+inventory.HotPortsMax {
+			bad = append(bad, fmt.Sprintf("nic name %q has no number that a slot could be given to", n.Name))
+		}
 		path := env.Ports[n.Name]
 		if path == "" {
 			bad = append(bad, fmt.Sprintf("nic %s has no switch port", n.Name))
@@ -133,9 +160,16 @@ func (c *commandLine) process() {
 }
 
 // machine is board, CPU and memory. The memory is a memfd that QEMU could share with another process. graphics=off makes the
-// firmware talk to COM1, since there is no screen. vmport and usb are off as no guest of ours needs them.
+// firmware talk to COM1 where there is no screen. vmport and usb are off as no guest of ours needs them.
 func (c *commandLine) machine() {
-	c.addf("-machine", "%s,usb=off,vmport=off,graphics=off,dump-guest-core=off,memory-backend=ram", c.spec.Machine)
+	flags := ",graphics=off"
+	if c.spec.Display {
+		flags = ""
+	}
+	if c.spec.Boot.UEFI {
+		flags += ",pflash0=uefi-code,pflash1=uefi-vars"
+	}
+	c.addf("-machine", "%s,usb=off,vmport=off%s,dump-guest-core=off,memory-backend=ram", c.spec.Machine, flags)
 	if c.env.Abilities.Accelerator == KVM {
 		c.add("-accel", "kvm")
 	} else {
@@ -152,7 +186,7 @@ func (c *commandLine) machine() {
 	c.addf("-device", "pvpanic-pci,id=panic,bus=pcie.0,addr=0x%x", slotPanic)
 }
 
-// consoles are the serial port and the two virtio-serial ports of Godwit's own guest agent.
+// consoles are the serial port, the two virtio-serial ports of Godwit's own guest agent, and the one of qemu-guest-agent.
 func (c *commandLine) consoles() {
 	socket := func(id, path string) {
 		c.addf("-chardev", "socket,id=%s,path=%s,server=on,wait=off", id, escape(path))
@@ -164,6 +198,46 @@ func (c *commandLine) consoles() {
 	c.addf("-device", "virtserialport,id=port1,bus=ports.0,nr=1,chardev=heartbeat,name=%s", HeartbeatPort)
 	socket("control", c.env.RunDir.Control())
 	c.addf("-device", "virtserialport,id=port2,bus=ports.0,nr=2,chardev=control,name=%s", ControlPort)
+	if c.spec.Layout >= inventory.LayoutPorts {
+		socket("agent", c.env.RunDir.Agent())
+		c.addf("-device", "virtserialport,id=port3,bus=ports.0,nr=3,chardev=agent,name=%s", AgentPort)
+	}
+}
+
+// display is a plain VGA adapter, which every firmware and system can drive, with a pointer that needs no grabbing. VNC listens on
+// a unix socket of the run directory only: its protocol has no protection worth the name (RFC 6143, section 7.2).
+func (c *commandLine) display() {
+	if !c.spec.Display {
+		return
+	}
+	c.addf("-device", "VGA,id=display,bus=pcie.0,addr=0x%x,romfile=,vgamem_mb=16", slotDisplay)
+	c.addf("-vnc", "unix:%s", escape(c.env.RunDir.Display()))
+}
+
+// hotPorts are the root ports that devices can be plugged into while the VM runs; the root bus itself takes none (QEMU,
+// docs/pcie.txt, section 5). They reserve no I/O space: 64 KiB of it are not enough for many ports, and virtio needs none behind one.
+func (c *commandLine) hotPorts() {
+	if c.spec.Layout < inventory.LayoutPorts {
+		return
+	}
+	for i := range inventory.HotPortsMax {
+		multi := ""
+		if i == 0 {
+			multi = ",multifunction=on"
+		}
+		c.addf("-device", "pcie-root-port,id=%s,bus=pcie.0,addr=0x%x.0x%x%s,chassis=%d,slot=%d,io-reserve=0", hotPort(i+1), slotHot, i, multi, i+1, i+1)
+	}
+}
+
+// hotPort returns the device id of the n-th hot-plug port, from 1; it is the name of its bus too.
+func hotPort(n int) string { return fmt.Sprintf("hot%d", n) }
+
+// where returns the bus and the address on it of a device in a hot-plug port, or in a fixed slot when port is 0.
+func where(port, slot int) string {
+	if port > 0 {
+		return fmt.Sprintf("bus=%s,addr=0x0", hotPort(port))
+	}
+	return fmt.Sprintf("bus=pcie.0,addr=0x%x", slot)
 }
 
 func (c *commandLine) monitor() {
@@ -220,23 +294,60 @@ func (c *commandLine) disks() error {
 		if err != nil {
 			return fault.Wrap("", "disk "+d.Name, err)
 		}
-		c.addf("-blockdev", "driver=file,node-name=disk%d-file,filename=%s,cache.direct=on,cache.no-flush=off,locking=on,aio=%s,discard=unmap",
-			i, escape(path), aio)
-		c.addf("-blockdev", "driver=%s,node-name=disk%d,file=disk%d-file,cache.direct=on,cache.no-flush=off,discard=unmap", d.Format, i, i)
-		boot := ""
-		if fromDisk {
+		node, readOnly, boot := DiskNode(d), "", ""
+		if d.ReadOnly {
+			readOnly = ",read-only=on"
+		}
+		c.addf("-blockdev", "driver=file,node-name=%s-file,filename=%s,cache.direct=on,cache.no-flush=off,locking=on,aio=%s,discard=unmap%s",
+			node, escape(path), aio, readOnly)
+		c.addf("-blockdev", "driver=%s,node-name=%s,file=%s-file,cache.direct=on,cache.no-flush=off,discard=unmap%s", d.Format, node, node, readOnly)
+		if fromDisk && d.Name != SeedDisk {
 			boot = fmt.Sprintf(",bootindex=%d", i+1)
 		}
-		c.addf("-device", "virtio-blk-pci,id=vd%d,bus=pcie.0,addr=0x%x,drive=disk%d,werror=stop,rerror=stop%s", i, slotDisk+i, i, boot)
+		slot := slotSeed
+		if d.Name != SeedDisk {
+			slot = slotDisk + d.Number()
+		}
+		c.addf("-device", "virtio-blk-pci,id=%s,%s,drive=%s,werror=stop,rerror=stop%s", DiskDevice(d), where(d.Port, slot), node, boot)
 	}
 	return nil
 }
 
-// NICDevice returns the device id of a VM's i-th network card, as QMP commands want it.
-func NICDevice(i int) string { return fmt.Sprintf("nic%d", i) }
+// uefi is the firmware's code and the VM's own variables, in two flash chips. Their nodes are opened like disks: the variables
+// belong to one running VM only.
+func (c *commandLine) uefi() error {
+	if !c.spec.Boot.UEFI {
+		return nil
+	}
+	vars, err := c.env.File(c.spec.Boot.Vars)
+	if err != nil {
+		return fault.Wrap("", "UEFI variables", err)
+	}
+	c.addf("-blockdev", "driver=file,node-name=uefi-code-file,filename=%s,read-only=on", escape(c.env.Firmware.Code))
+	c.add("-blockdev", "driver=raw,node-name=uefi-code,file=uefi-code-file,read-only=on")
+	c.addf("-blockdev", "driver=file,node-name=uefi-vars-file,filename=%s,locking=on", escape(vars))
+	c.add("-blockdev", "driver=raw,node-name=uefi-vars,file=uefi-vars-file")
+	return nil
+}
+
+// DiskDevice returns the device id of a disk, as QMP commands want it.
+func DiskDevice(d inventory.Disk) string {
+	if d.Name == SeedDisk {
+		return "vdseed"
+	}
+	return fmt.Sprintf("vd%d", d.Number())
+}
+
+// DiskNode returns the name of a disk's top block node. The node of its file is called the same with "-file" behind it.
+func DiskNode(d inventory.Disk) string { return d.Name }
+
+// NICDevice returns the device id of the network card of that number, as QMP commands want it.
+func NICDevice(number int) string { return fmt.Sprintf("nic%d", number) }
 
 // NICBackend returns the path of that card's virtio backend in QEMU's object tree.
-func NICBackend(i int) string { return fmt.Sprintf("/machine/peripheral/nic%d/virtio-backend", i) }
+func NICBackend(number int) string {
+	return fmt.Sprintf("/machine/peripheral/nic%d/virtio-backend", number)
+}
 
 // nics connects every card to its switch port. romfile= leaves the network boot ROM out: it would have to be the same file on both sides.
 func (c *commandLine) nics() error {
@@ -244,9 +355,10 @@ func (c *commandLine) nics() error {
 	if c.env.Abilities.Has(FeatureReconnect) {
 		reconnect = fmt.Sprintf(",reconnect-ms=%d", ReconnectMS)
 	}
-	for i, n := range c.spec.NICs {
+	for _, n := range c.spec.NICs {
+		i := n.Number()
 		c.addf("-netdev", "stream,id=net%d,server=off,addr.type=unix,addr.path=%s%s", i, escape(c.env.Ports[n.Name]), reconnect)
-		c.addf("-device", "virtio-net-pci,id=nic%d,bus=pcie.0,addr=0x%x,netdev=net%d,mac=%s,romfile=", i, slotNIC+i, i, n.MAC)
+		c.addf("-device", "virtio-net-pci,id=%s,%s,netdev=net%d,mac=%s,romfile=", NICDevice(i), where(n.Port, slotNIC+i), i, n.MAC)
 	}
 	return nil
 }

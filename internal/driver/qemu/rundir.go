@@ -13,6 +13,7 @@ const SocketPathMax = 107
 const (
 	HeartbeatPort = "org.godwit.heartbeat"
 	ControlPort   = "org.godwit.control"
+	AgentPort     = "org.qemu.guest_agent.0" // qemu-guest-agent looks for this name
 )
 
 // RunDir is the directory of one QEMU's sockets and records.
@@ -29,6 +30,12 @@ func (d RunDir) Heartbeat() string { return filepath.Join(string(d), "heartbeat.
 
 // Control returns the path of the socket behind the guest's port ControlPort.
 func (d RunDir) Control() string { return filepath.Join(string(d), "control.sock") }
+
+// Agent returns the path of the socket behind the guest's port AgentPort.
+func (d RunDir) Agent() string { return filepath.Join(string(d), "agent.sock") }
+
+// Display returns the path of the socket that QEMU shows the VM's display on by VNC.
+func (d RunDir) Display() string { return filepath.Join(string(d), "vnc.sock") }
 
 // Log returns the path of the file that collects QEMU's stderr.
 func (d RunDir) Log() string { return filepath.Join(string(d), "qemu.log") }

@@ -66,9 +66,9 @@ var blanks = map[string]func() proto.Message{
 	migrationStatuses.kind: migrationStatuses.blank, tokens.kind: tokens.blank, clusters.kind: clusters.blank,
 }
 
-// storedVMStatus leaves out the usage: the store never holds telemetry.
+// storedVMStatus leaves out usage and guest: the store never holds telemetry.
 func storedVMStatus(s inventory.VMStatus) *godwitv1.VMStatus {
-	s.Usage = inventory.Usage{}
+	s.Usage, s.Guest = inventory.Usage{}, inventory.Guest{}
 	return wire.VMStatus(s)
 }
 

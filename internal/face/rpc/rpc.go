@@ -42,7 +42,7 @@ func Handler(a *agent.Agent, local bool) http.Handler {
 		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax), connect.WithCompressMinBytes(compressMin),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
-	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{a}, options...))
+	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{agent: a}, options...))
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
 	if !local {
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))

@@ -13,7 +13,11 @@ import (
 )
 
 // vms implements VMService.
-type vms struct{ agent *agent.Agent }
+type vms struct {
+	godwitv1connect.UnimplementedVMServiceHandler
+
+	agent *agent.Agent
+}
 
 // CreateVM makes the VM on the host that was named, or on the one that is asked.
 func (s *vms) CreateVM(ctx context.Context, req *connect.Request[godwitv1.CreateVMRequest]) (*connect.Response[godwitv1.CreateVMResponse], error) {

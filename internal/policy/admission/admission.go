@@ -238,6 +238,7 @@ func datastores(spec inventory.VMSpec) []inventory.DatastoreID {
 	add(spec.Boot.Firmware)
 	add(spec.Boot.Kernel)
 	add(spec.Boot.Initrd)
+	add(spec.Boot.Vars)
 	return ids
 }
 

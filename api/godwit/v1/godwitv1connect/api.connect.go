@@ -34,6 +34,12 @@ const (
 	JoinServiceName = "godwit.v1.JoinService"
 	// HandoverServiceName is the fully-qualified name of the HandoverService service.
 	HandoverServiceName = "godwit.v1.HandoverService"
+	// ImageServiceName is the fully-qualified name of the ImageService service.
+	ImageServiceName = "godwit.v1.ImageService"
+	// TaskServiceName is the fully-qualified name of the TaskService service.
+	TaskServiceName = "godwit.v1.TaskService"
+	// EventServiceName is the fully-qualified name of the EventService service.
+	EventServiceName = "godwit.v1.EventService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -80,6 +86,26 @@ const (
 	VMServiceConsoleVMProcedure = "/godwit.v1.VMService/ConsoleVM"
 	// VMServiceMigrateVMProcedure is the fully-qualified name of the VMService's MigrateVM RPC.
 	VMServiceMigrateVMProcedure = "/godwit.v1.VMService/MigrateVM"
+	// VMServiceCloneVMProcedure is the fully-qualified name of the VMService's CloneVM RPC.
+	VMServiceCloneVMProcedure = "/godwit.v1.VMService/CloneVM"
+	// VMServiceSetTemplateProcedure is the fully-qualified name of the VMService's SetTemplate RPC.
+	VMServiceSetTemplateProcedure = "/godwit.v1.VMService/SetTemplate"
+	// VMServiceMoveVMProcedure is the fully-qualified name of the VMService's MoveVM RPC.
+	VMServiceMoveVMProcedure = "/godwit.v1.VMService/MoveVM"
+	// VMServiceAddDiskProcedure is the fully-qualified name of the VMService's AddDisk RPC.
+	VMServiceAddDiskProcedure = "/godwit.v1.VMService/AddDisk"
+	// VMServiceRemoveDiskProcedure is the fully-qualified name of the VMService's RemoveDisk RPC.
+	VMServiceRemoveDiskProcedure = "/godwit.v1.VMService/RemoveDisk"
+	// VMServiceGrowDiskProcedure is the fully-qualified name of the VMService's GrowDisk RPC.
+	VMServiceGrowDiskProcedure = "/godwit.v1.VMService/GrowDisk"
+	// VMServiceAddNICProcedure is the fully-qualified name of the VMService's AddNIC RPC.
+	VMServiceAddNICProcedure = "/godwit.v1.VMService/AddNIC"
+	// VMServiceRemoveNICProcedure is the fully-qualified name of the VMService's RemoveNIC RPC.
+	VMServiceRemoveNICProcedure = "/godwit.v1.VMService/RemoveNIC"
+	// VMServiceScreenshotVMProcedure is the fully-qualified name of the VMService's ScreenshotVM RPC.
+	VMServiceScreenshotVMProcedure = "/godwit.v1.VMService/ScreenshotVM"
+	// VMServiceDisplayVMProcedure is the fully-qualified name of the VMService's DisplayVM RPC.
+	VMServiceDisplayVMProcedure = "/godwit.v1.VMService/DisplayVM"
 	// MigrationServiceListMigrationsProcedure is the fully-qualified name of the MigrationService's
 	// ListMigrations RPC.
 	MigrationServiceListMigrationsProcedure = "/godwit.v1.MigrationService/ListMigrations"
@@ -100,6 +126,33 @@ const (
 	HandoverServiceReleaseProcedure = "/godwit.v1.HandoverService/Release"
 	// HandoverServiceDiscardProcedure is the fully-qualified name of the HandoverService's Discard RPC.
 	HandoverServiceDiscardProcedure = "/godwit.v1.HandoverService/Discard"
+	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
+	ImageServiceListImagesProcedure = "/godwit.v1.ImageService/ListImages"
+	// ImageServiceGetImageProcedure is the fully-qualified name of the ImageService's GetImage RPC.
+	ImageServiceGetImageProcedure = "/godwit.v1.ImageService/GetImage"
+	// ImageServiceCreateImageProcedure is the fully-qualified name of the ImageService's CreateImage
+	// RPC.
+	ImageServiceCreateImageProcedure = "/godwit.v1.ImageService/CreateImage"
+	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
+	// RPC.
+	ImageServiceImportImageProcedure = "/godwit.v1.ImageService/ImportImage"
+	// ImageServiceCloneImageProcedure is the fully-qualified name of the ImageService's CloneImage RPC.
+	ImageServiceCloneImageProcedure = "/godwit.v1.ImageService/CloneImage"
+	// ImageServiceGrowImageProcedure is the fully-qualified name of the ImageService's GrowImage RPC.
+	ImageServiceGrowImageProcedure = "/godwit.v1.ImageService/GrowImage"
+	// ImageServiceDeleteImageProcedure is the fully-qualified name of the ImageService's DeleteImage
+	// RPC.
+	ImageServiceDeleteImageProcedure = "/godwit.v1.ImageService/DeleteImage"
+	// TaskServiceListTasksProcedure is the fully-qualified name of the TaskService's ListTasks RPC.
+	TaskServiceListTasksProcedure = "/godwit.v1.TaskService/ListTasks"
+	// TaskServiceGetTaskProcedure is the fully-qualified name of the TaskService's GetTask RPC.
+	TaskServiceGetTaskProcedure = "/godwit.v1.TaskService/GetTask"
+	// TaskServiceWatchTaskProcedure is the fully-qualified name of the TaskService's WatchTask RPC.
+	TaskServiceWatchTaskProcedure = "/godwit.v1.TaskService/WatchTask"
+	// TaskServiceCancelTaskProcedure is the fully-qualified name of the TaskService's CancelTask RPC.
+	TaskServiceCancelTaskProcedure = "/godwit.v1.TaskService/CancelTask"
+	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
+	EventServiceListEventsProcedure = "/godwit.v1.EventService/ListEvents"
 )
 
 // HostServiceClient is a client for the godwit.v1.HostService service.
@@ -325,6 +378,23 @@ type VMServiceClient interface {
 	ConsoleVM(context.Context) *connect.BidiStreamForClient[v1.ConsoleVMRequest, v1.ConsoleVMResponse]
 	// MigrateVM records a migration, or with dry_run only says what stands against it.
 	MigrateVM(context.Context, *connect.Request[v1.MigrateVMRequest]) (*connect.Response[v1.MigrateVMResponse], error)
+	// CloneVM makes a new VM with copies of a stopped VM's or template's disks: full, or thin clones of a template's.
+	CloneVM(context.Context, *connect.Request[v1.CloneVMRequest]) (*connect.Response[v1.CloneVMResponse], error)
+	// SetTemplate makes a stopped VM a template, which cannot start and of which thin clones can be made, or a VM again.
+	SetTemplate(context.Context, *connect.Request[v1.SetTemplateRequest]) (*connect.Response[v1.SetTemplateResponse], error)
+	// MoveVM moves a powered-off VM to another host, to another datastore, or both (cold migration).
+	MoveVM(context.Context, *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error)
+	// AddDisk and AddNIC also plug into a running VM; RemoveDisk and RemoveNIC unplug what was added to it.
+	AddDisk(context.Context, *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error)
+	RemoveDisk(context.Context, *connect.Request[v1.RemoveDiskRequest]) (*connect.Response[v1.RemoveDiskResponse], error)
+	// GrowDisk makes a disk larger, of a running VM too. A disk never shrinks.
+	GrowDisk(context.Context, *connect.Request[v1.GrowDiskRequest]) (*connect.Response[v1.GrowDiskResponse], error)
+	AddNIC(context.Context, *connect.Request[v1.AddNICRequest]) (*connect.Response[v1.AddNICResponse], error)
+	RemoveNIC(context.Context, *connect.Request[v1.RemoveNICRequest]) (*connect.Response[v1.RemoveNICResponse], error)
+	// ScreenshotVM returns a picture of the VM's display.
+	ScreenshotVM(context.Context, *connect.Request[v1.ScreenshotVMRequest]) (*connect.Response[v1.ScreenshotVMResponse], error)
+	// DisplayVM carries the bytes of one VNC connection (RFC 6143). The first message names the VM.
+	DisplayVM(context.Context) *connect.BidiStreamForClient[v1.DisplayVMRequest, v1.DisplayVMResponse]
 }
 
 // NewVMServiceClient constructs a client for the godwit.v1.VMService service. By default, it uses
@@ -404,22 +474,92 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("MigrateVM")),
 			connect.WithClientOptions(opts...),
 		),
+		cloneVM: connect.NewClient[v1.CloneVMRequest, v1.CloneVMResponse](
+			httpClient,
+			baseURL+VMServiceCloneVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("CloneVM")),
+			connect.WithClientOptions(opts...),
+		),
+		setTemplate: connect.NewClient[v1.SetTemplateRequest, v1.SetTemplateResponse](
+			httpClient,
+			baseURL+VMServiceSetTemplateProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("SetTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		moveVM: connect.NewClient[v1.MoveVMRequest, v1.MoveVMResponse](
+			httpClient,
+			baseURL+VMServiceMoveVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("MoveVM")),
+			connect.WithClientOptions(opts...),
+		),
+		addDisk: connect.NewClient[v1.AddDiskRequest, v1.AddDiskResponse](
+			httpClient,
+			baseURL+VMServiceAddDiskProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("AddDisk")),
+			connect.WithClientOptions(opts...),
+		),
+		removeDisk: connect.NewClient[v1.RemoveDiskRequest, v1.RemoveDiskResponse](
+			httpClient,
+			baseURL+VMServiceRemoveDiskProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("RemoveDisk")),
+			connect.WithClientOptions(opts...),
+		),
+		growDisk: connect.NewClient[v1.GrowDiskRequest, v1.GrowDiskResponse](
+			httpClient,
+			baseURL+VMServiceGrowDiskProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("GrowDisk")),
+			connect.WithClientOptions(opts...),
+		),
+		addNIC: connect.NewClient[v1.AddNICRequest, v1.AddNICResponse](
+			httpClient,
+			baseURL+VMServiceAddNICProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("AddNIC")),
+			connect.WithClientOptions(opts...),
+		),
+		removeNIC: connect.NewClient[v1.RemoveNICRequest, v1.RemoveNICResponse](
+			httpClient,
+			baseURL+VMServiceRemoveNICProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("RemoveNIC")),
+			connect.WithClientOptions(opts...),
+		),
+		screenshotVM: connect.NewClient[v1.ScreenshotVMRequest, v1.ScreenshotVMResponse](
+			httpClient,
+			baseURL+VMServiceScreenshotVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("ScreenshotVM")),
+			connect.WithClientOptions(opts...),
+		),
+		displayVM: connect.NewClient[v1.DisplayVMRequest, v1.DisplayVMResponse](
+			httpClient,
+			baseURL+VMServiceDisplayVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("DisplayVM")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // vMServiceClient implements VMServiceClient.
 type vMServiceClient struct {
-	createVM  *connect.Client[v1.CreateVMRequest, v1.CreateVMResponse]
-	listVMs   *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
-	getVM     *connect.Client[v1.GetVMRequest, v1.GetVMResponse]
-	startVM   *connect.Client[v1.StartVMRequest, v1.StartVMResponse]
-	stopVM    *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
-	resetVM   *connect.Client[v1.ResetVMRequest, v1.ResetVMResponse]
-	pauseVM   *connect.Client[v1.PauseVMRequest, v1.PauseVMResponse]
-	resumeVM  *connect.Client[v1.ResumeVMRequest, v1.ResumeVMResponse]
-	destroyVM *connect.Client[v1.DestroyVMRequest, v1.DestroyVMResponse]
-	consoleVM *connect.Client[v1.ConsoleVMRequest, v1.ConsoleVMResponse]
-	migrateVM *connect.Client[v1.MigrateVMRequest, v1.MigrateVMResponse]
+	createVM     *connect.Client[v1.CreateVMRequest, v1.CreateVMResponse]
+	listVMs      *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
+	getVM        *connect.Client[v1.GetVMRequest, v1.GetVMResponse]
+	startVM      *connect.Client[v1.StartVMRequest, v1.StartVMResponse]
+	stopVM       *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
+	resetVM      *connect.Client[v1.ResetVMRequest, v1.ResetVMResponse]
+	pauseVM      *connect.Client[v1.PauseVMRequest, v1.PauseVMResponse]
+	resumeVM     *connect.Client[v1.ResumeVMRequest, v1.ResumeVMResponse]
+	destroyVM    *connect.Client[v1.DestroyVMRequest, v1.DestroyVMResponse]
+	consoleVM    *connect.Client[v1.ConsoleVMRequest, v1.ConsoleVMResponse]
+	migrateVM    *connect.Client[v1.MigrateVMRequest, v1.MigrateVMResponse]
+	cloneVM      *connect.Client[v1.CloneVMRequest, v1.CloneVMResponse]
+	setTemplate  *connect.Client[v1.SetTemplateRequest, v1.SetTemplateResponse]
+	moveVM       *connect.Client[v1.MoveVMRequest, v1.MoveVMResponse]
+	addDisk      *connect.Client[v1.AddDiskRequest, v1.AddDiskResponse]
+	removeDisk   *connect.Client[v1.RemoveDiskRequest, v1.RemoveDiskResponse]
+	growDisk     *connect.Client[v1.GrowDiskRequest, v1.GrowDiskResponse]
+	addNIC       *connect.Client[v1.AddNICRequest, v1.AddNICResponse]
+	removeNIC    *connect.Client[v1.RemoveNICRequest, v1.RemoveNICResponse]
+	screenshotVM *connect.Client[v1.ScreenshotVMRequest, v1.ScreenshotVMResponse]
+	displayVM    *connect.Client[v1.DisplayVMRequest, v1.DisplayVMResponse]
 }
 
 // CreateVM calls godwit.v1.VMService.CreateVM.
@@ -477,6 +617,56 @@ func (c *vMServiceClient) MigrateVM(ctx context.Context, req *connect.Request[v1
 	return c.migrateVM.CallUnary(ctx, req)
 }
 
+// CloneVM calls godwit.v1.VMService.CloneVM.
+func (c *vMServiceClient) CloneVM(ctx context.Context, req *connect.Request[v1.CloneVMRequest]) (*connect.Response[v1.CloneVMResponse], error) {
+	return c.cloneVM.CallUnary(ctx, req)
+}
+
+// SetTemplate calls godwit.v1.VMService.SetTemplate.
+func (c *vMServiceClient) SetTemplate(ctx context.Context, req *connect.Request[v1.SetTemplateRequest]) (*connect.Response[v1.SetTemplateResponse], error) {
+	return c.setTemplate.CallUnary(ctx, req)
+}
+
+// MoveVM calls godwit.v1.VMService.MoveVM.
+func (c *vMServiceClient) MoveVM(ctx context.Context, req *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error) {
+	return c.moveVM.CallUnary(ctx, req)
+}
+
+// AddDisk calls godwit.v1.VMService.AddDisk.
+func (c *vMServiceClient) AddDisk(ctx context.Context, req *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error) {
+	return c.addDisk.CallUnary(ctx, req)
+}
+
+// RemoveDisk calls godwit.v1.VMService.RemoveDisk.
+func (c *vMServiceClient) RemoveDisk(ctx context.Context, req *connect.Request[v1.RemoveDiskRequest]) (*connect.Response[v1.RemoveDiskResponse], error) {
+	return c.removeDisk.CallUnary(ctx, req)
+}
+
+// GrowDisk calls godwit.v1.VMService.GrowDisk.
+func (c *vMServiceClient) GrowDisk(ctx context.Context, req *connect.Request[v1.GrowDiskRequest]) (*connect.Response[v1.GrowDiskResponse], error) {
+	return c.growDisk.CallUnary(ctx, req)
+}
+
+// AddNIC calls godwit.v1.VMService.AddNIC.
+func (c *vMServiceClient) AddNIC(ctx context.Context, req *connect.Request[v1.AddNICRequest]) (*connect.Response[v1.AddNICResponse], error) {
+	return c.addNIC.CallUnary(ctx, req)
+}
+
+// RemoveNIC calls godwit.v1.VMService.RemoveNIC.
+func (c *vMServiceClient) RemoveNIC(ctx context.Context, req *connect.Request[v1.RemoveNICRequest]) (*connect.Response[v1.RemoveNICResponse], error) {
+	return c.removeNIC.CallUnary(ctx, req)
+}
+
+// ScreenshotVM calls godwit.v1.VMService.ScreenshotVM.
+func (c *vMServiceClient) ScreenshotVM(ctx context.Context, req *connect.Request[v1.ScreenshotVMRequest]) (*connect.Response[v1.ScreenshotVMResponse], error) {
+	return c.screenshotVM.CallUnary(ctx, req)
+}
+
+// DisplayVM calls godwit.v1.VMService.DisplayVM.
+func (c *vMServiceClient) DisplayVM(ctx context.Context) *connect.BidiStreamForClient[v1.DisplayVMRequest, v1.DisplayVMResponse] {
+	return c.displayVM.CallBidiStream(ctx)
+}
+
 // VMServiceHandler is an implementation of the godwit.v1.VMService service.
 type VMServiceHandler interface {
 	CreateVM(context.Context, *connect.Request[v1.CreateVMRequest]) (*connect.Response[v1.CreateVMResponse], error)
@@ -494,6 +684,23 @@ type VMServiceHandler interface {
 	ConsoleVM(context.Context, *connect.BidiStream[v1.ConsoleVMRequest, v1.ConsoleVMResponse]) error
 	// MigrateVM records a migration, or with dry_run only says what stands against it.
 	MigrateVM(context.Context, *connect.Request[v1.MigrateVMRequest]) (*connect.Response[v1.MigrateVMResponse], error)
+	// CloneVM makes a new VM with copies of a stopped VM's or template's disks: full, or thin clones of a template's.
+	CloneVM(context.Context, *connect.Request[v1.CloneVMRequest]) (*connect.Response[v1.CloneVMResponse], error)
+	// SetTemplate makes a stopped VM a template, which cannot start and of which thin clones can be made, or a VM again.
+	SetTemplate(context.Context, *connect.Request[v1.SetTemplateRequest]) (*connect.Response[v1.SetTemplateResponse], error)
+	// MoveVM moves a powered-off VM to another host, to another datastore, or both (cold migration).
+	MoveVM(context.Context, *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error)
+	// AddDisk and AddNIC also plug into a running VM; RemoveDisk and RemoveNIC unplug what was added to it.
+	AddDisk(context.Context, *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error)
+	RemoveDisk(context.Context, *connect.Request[v1.RemoveDiskRequest]) (*connect.Response[v1.RemoveDiskResponse], error)
+	// GrowDisk makes a disk larger, of a running VM too. A disk never shrinks.
+	GrowDisk(context.Context, *connect.Request[v1.GrowDiskRequest]) (*connect.Response[v1.GrowDiskResponse], error)
+	AddNIC(context.Context, *connect.Request[v1.AddNICRequest]) (*connect.Response[v1.AddNICResponse], error)
+	RemoveNIC(context.Context, *connect.Request[v1.RemoveNICRequest]) (*connect.Response[v1.RemoveNICResponse], error)
+	// ScreenshotVM returns a picture of the VM's display.
+	ScreenshotVM(context.Context, *connect.Request[v1.ScreenshotVMRequest]) (*connect.Response[v1.ScreenshotVMResponse], error)
+	// DisplayVM carries the bytes of one VNC connection (RFC 6143). The first message names the VM.
+	DisplayVM(context.Context, *connect.BidiStream[v1.DisplayVMRequest, v1.DisplayVMResponse]) error
 }
 
 // NewVMServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -569,6 +776,66 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("MigrateVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceCloneVMHandler := connect.NewUnaryHandler(
+		VMServiceCloneVMProcedure,
+		svc.CloneVM,
+		connect.WithSchema(vMServiceMethods.ByName("CloneVM")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceSetTemplateHandler := connect.NewUnaryHandler(
+		VMServiceSetTemplateProcedure,
+		svc.SetTemplate,
+		connect.WithSchema(vMServiceMethods.ByName("SetTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceMoveVMHandler := connect.NewUnaryHandler(
+		VMServiceMoveVMProcedure,
+		svc.MoveVM,
+		connect.WithSchema(vMServiceMethods.ByName("MoveVM")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceAddDiskHandler := connect.NewUnaryHandler(
+		VMServiceAddDiskProcedure,
+		svc.AddDisk,
+		connect.WithSchema(vMServiceMethods.ByName("AddDisk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceRemoveDiskHandler := connect.NewUnaryHandler(
+		VMServiceRemoveDiskProcedure,
+		svc.RemoveDisk,
+		connect.WithSchema(vMServiceMethods.ByName("RemoveDisk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceGrowDiskHandler := connect.NewUnaryHandler(
+		VMServiceGrowDiskProcedure,
+		svc.GrowDisk,
+		connect.WithSchema(vMServiceMethods.ByName("GrowDisk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceAddNICHandler := connect.NewUnaryHandler(
+		VMServiceAddNICProcedure,
+		svc.AddNIC,
+		connect.WithSchema(vMServiceMethods.ByName("AddNIC")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceRemoveNICHandler := connect.NewUnaryHandler(
+		VMServiceRemoveNICProcedure,
+		svc.RemoveNIC,
+		connect.WithSchema(vMServiceMethods.ByName("RemoveNIC")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceScreenshotVMHandler := connect.NewUnaryHandler(
+		VMServiceScreenshotVMProcedure,
+		svc.ScreenshotVM,
+		connect.WithSchema(vMServiceMethods.ByName("ScreenshotVM")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceDisplayVMHandler := connect.NewBidiStreamHandler(
+		VMServiceDisplayVMProcedure,
+		svc.DisplayVM,
+		connect.WithSchema(vMServiceMethods.ByName("DisplayVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/godwit.v1.VMService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VMServiceCreateVMProcedure:
@@ -593,6 +860,26 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceConsoleVMHandler.ServeHTTP(w, r)
 		case VMServiceMigrateVMProcedure:
 			vMServiceMigrateVMHandler.ServeHTTP(w, r)
+		case VMServiceCloneVMProcedure:
+			vMServiceCloneVMHandler.ServeHTTP(w, r)
+		case VMServiceSetTemplateProcedure:
+			vMServiceSetTemplateHandler.ServeHTTP(w, r)
+		case VMServiceMoveVMProcedure:
+			vMServiceMoveVMHandler.ServeHTTP(w, r)
+		case VMServiceAddDiskProcedure:
+			vMServiceAddDiskHandler.ServeHTTP(w, r)
+		case VMServiceRemoveDiskProcedure:
+			vMServiceRemoveDiskHandler.ServeHTTP(w, r)
+		case VMServiceGrowDiskProcedure:
+			vMServiceGrowDiskHandler.ServeHTTP(w, r)
+		case VMServiceAddNICProcedure:
+			vMServiceAddNICHandler.ServeHTTP(w, r)
+		case VMServiceRemoveNICProcedure:
+			vMServiceRemoveNICHandler.ServeHTTP(w, r)
+		case VMServiceScreenshotVMProcedure:
+			vMServiceScreenshotVMHandler.ServeHTTP(w, r)
+		case VMServiceDisplayVMProcedure:
+			vMServiceDisplayVMHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -644,6 +931,46 @@ func (UnimplementedVMServiceHandler) ConsoleVM(context.Context, *connect.BidiStr
 
 func (UnimplementedVMServiceHandler) MigrateVM(context.Context, *connect.Request[v1.MigrateVMRequest]) (*connect.Response[v1.MigrateVMResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.MigrateVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) CloneVM(context.Context, *connect.Request[v1.CloneVMRequest]) (*connect.Response[v1.CloneVMResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.CloneVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) SetTemplate(context.Context, *connect.Request[v1.SetTemplateRequest]) (*connect.Response[v1.SetTemplateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.SetTemplate is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) MoveVM(context.Context, *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.MoveVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) AddDisk(context.Context, *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.AddDisk is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) RemoveDisk(context.Context, *connect.Request[v1.RemoveDiskRequest]) (*connect.Response[v1.RemoveDiskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.RemoveDisk is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) GrowDisk(context.Context, *connect.Request[v1.GrowDiskRequest]) (*connect.Response[v1.GrowDiskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.GrowDisk is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) AddNIC(context.Context, *connect.Request[v1.AddNICRequest]) (*connect.Response[v1.AddNICResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.AddNIC is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) RemoveNIC(context.Context, *connect.Request[v1.RemoveNICRequest]) (*connect.Response[v1.RemoveNICResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.RemoveNIC is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) ScreenshotVM(context.Context, *connect.Request[v1.ScreenshotVMRequest]) (*connect.Response[v1.ScreenshotVMResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.ScreenshotVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) DisplayVM(context.Context, *connect.BidiStream[v1.DisplayVMRequest, v1.DisplayVMResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.DisplayVM is not implemented"))
 }
 
 // MigrationServiceClient is a client for the godwit.v1.MigrationService service.
@@ -992,4 +1319,460 @@ func (UnimplementedHandoverServiceHandler) Release(context.Context, *connect.Req
 
 func (UnimplementedHandoverServiceHandler) Discard(context.Context, *connect.Request[v1.DiscardRequest]) (*connect.Response[v1.DiscardResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.HandoverService.Discard is not implemented"))
+}
+
+// ImageServiceClient is a client for the godwit.v1.ImageService service.
+type ImageServiceClient interface {
+	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
+	GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error)
+	CreateImage(context.Context, *connect.Request[v1.CreateImageRequest]) (*connect.Response[v1.CreateImageResponse], error)
+	// ImportImage brings in an image from a file of the host or from a URL, checks it and converts it.
+	ImportImage(context.Context, *connect.Request[v1.ImportImageRequest]) (*connect.Response[v1.ImportImageResponse], error)
+	CloneImage(context.Context, *connect.Request[v1.CloneImageRequest]) (*connect.Response[v1.CloneImageResponse], error)
+	// GrowImage makes an image larger that no running VM has. An image never shrinks.
+	GrowImage(context.Context, *connect.Request[v1.GrowImageRequest]) (*connect.Response[v1.GrowImageResponse], error)
+	// DeleteImage refuses while a VM or another image needs it.
+	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error)
+}
+
+// NewImageServiceClient constructs a client for the godwit.v1.ImageService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ImageServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	imageServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("ImageService").Methods()
+	return &imageServiceClient{
+		listImages: connect.NewClient[v1.ListImagesRequest, v1.ListImagesResponse](
+			httpClient,
+			baseURL+ImageServiceListImagesProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ListImages")),
+			connect.WithClientOptions(opts...),
+		),
+		getImage: connect.NewClient[v1.GetImageRequest, v1.GetImageResponse](
+			httpClient,
+			baseURL+ImageServiceGetImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("GetImage")),
+			connect.WithClientOptions(opts...),
+		),
+		createImage: connect.NewClient[v1.CreateImageRequest, v1.CreateImageResponse](
+			httpClient,
+			baseURL+ImageServiceCreateImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("CreateImage")),
+			connect.WithClientOptions(opts...),
+		),
+		importImage: connect.NewClient[v1.ImportImageRequest, v1.ImportImageResponse](
+			httpClient,
+			baseURL+ImageServiceImportImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		cloneImage: connect.NewClient[v1.CloneImageRequest, v1.CloneImageResponse](
+			httpClient,
+			baseURL+ImageServiceCloneImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("CloneImage")),
+			connect.WithClientOptions(opts...),
+		),
+		growImage: connect.NewClient[v1.GrowImageRequest, v1.GrowImageResponse](
+			httpClient,
+			baseURL+ImageServiceGrowImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("GrowImage")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteImage: connect.NewClient[v1.DeleteImageRequest, v1.DeleteImageResponse](
+			httpClient,
+			baseURL+ImageServiceDeleteImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// imageServiceClient implements ImageServiceClient.
+type imageServiceClient struct {
+	listImages  *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	getImage    *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
+	createImage *connect.Client[v1.CreateImageRequest, v1.CreateImageResponse]
+	importImage *connect.Client[v1.ImportImageRequest, v1.ImportImageResponse]
+	cloneImage  *connect.Client[v1.CloneImageRequest, v1.CloneImageResponse]
+	growImage   *connect.Client[v1.GrowImageRequest, v1.GrowImageResponse]
+	deleteImage *connect.Client[v1.DeleteImageRequest, v1.DeleteImageResponse]
+}
+
+// ListImages calls godwit.v1.ImageService.ListImages.
+func (c *imageServiceClient) ListImages(ctx context.Context, req *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error) {
+	return c.listImages.CallUnary(ctx, req)
+}
+
+// GetImage calls godwit.v1.ImageService.GetImage.
+func (c *imageServiceClient) GetImage(ctx context.Context, req *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error) {
+	return c.getImage.CallUnary(ctx, req)
+}
+
+// CreateImage calls godwit.v1.ImageService.CreateImage.
+func (c *imageServiceClient) CreateImage(ctx context.Context, req *connect.Request[v1.CreateImageRequest]) (*connect.Response[v1.CreateImageResponse], error) {
+	return c.createImage.CallUnary(ctx, req)
+}
+
+// ImportImage calls godwit.v1.ImageService.ImportImage.
+func (c *imageServiceClient) ImportImage(ctx context.Context, req *connect.Request[v1.ImportImageRequest]) (*connect.Response[v1.ImportImageResponse], error) {
+	return c.importImage.CallUnary(ctx, req)
+}
+
+// CloneImage calls godwit.v1.ImageService.CloneImage.
+func (c *imageServiceClient) CloneImage(ctx context.Context, req *connect.Request[v1.CloneImageRequest]) (*connect.Response[v1.CloneImageResponse], error) {
+	return c.cloneImage.CallUnary(ctx, req)
+}
+
+// GrowImage calls godwit.v1.ImageService.GrowImage.
+func (c *imageServiceClient) GrowImage(ctx context.Context, req *connect.Request[v1.GrowImageRequest]) (*connect.Response[v1.GrowImageResponse], error) {
+	return c.growImage.CallUnary(ctx, req)
+}
+
+// DeleteImage calls godwit.v1.ImageService.DeleteImage.
+func (c *imageServiceClient) DeleteImage(ctx context.Context, req *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error) {
+	return c.deleteImage.CallUnary(ctx, req)
+}
+
+// ImageServiceHandler is an implementation of the godwit.v1.ImageService service.
+type ImageServiceHandler interface {
+	ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
+	GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error)
+	CreateImage(context.Context, *connect.Request[v1.CreateImageRequest]) (*connect.Response[v1.CreateImageResponse], error)
+	// ImportImage brings in an image from a file of the host or from a URL, checks it and converts it.
+	ImportImage(context.Context, *connect.Request[v1.ImportImageRequest]) (*connect.Response[v1.ImportImageResponse], error)
+	CloneImage(context.Context, *connect.Request[v1.CloneImageRequest]) (*connect.Response[v1.CloneImageResponse], error)
+	// GrowImage makes an image larger that no running VM has. An image never shrinks.
+	GrowImage(context.Context, *connect.Request[v1.GrowImageRequest]) (*connect.Response[v1.GrowImageResponse], error)
+	// DeleteImage refuses while a VM or another image needs it.
+	DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error)
+}
+
+// NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	imageServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("ImageService").Methods()
+	imageServiceListImagesHandler := connect.NewUnaryHandler(
+		ImageServiceListImagesProcedure,
+		svc.ListImages,
+		connect.WithSchema(imageServiceMethods.ByName("ListImages")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceGetImageHandler := connect.NewUnaryHandler(
+		ImageServiceGetImageProcedure,
+		svc.GetImage,
+		connect.WithSchema(imageServiceMethods.ByName("GetImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceCreateImageHandler := connect.NewUnaryHandler(
+		ImageServiceCreateImageProcedure,
+		svc.CreateImage,
+		connect.WithSchema(imageServiceMethods.ByName("CreateImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceImportImageHandler := connect.NewUnaryHandler(
+		ImageServiceImportImageProcedure,
+		svc.ImportImage,
+		connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceCloneImageHandler := connect.NewUnaryHandler(
+		ImageServiceCloneImageProcedure,
+		svc.CloneImage,
+		connect.WithSchema(imageServiceMethods.ByName("CloneImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceGrowImageHandler := connect.NewUnaryHandler(
+		ImageServiceGrowImageProcedure,
+		svc.GrowImage,
+		connect.WithSchema(imageServiceMethods.ByName("GrowImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceDeleteImageHandler := connect.NewUnaryHandler(
+		ImageServiceDeleteImageProcedure,
+		svc.DeleteImage,
+		connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ImageServiceListImagesProcedure:
+			imageServiceListImagesHandler.ServeHTTP(w, r)
+		case ImageServiceGetImageProcedure:
+			imageServiceGetImageHandler.ServeHTTP(w, r)
+		case ImageServiceCreateImageProcedure:
+			imageServiceCreateImageHandler.ServeHTTP(w, r)
+		case ImageServiceImportImageProcedure:
+			imageServiceImportImageHandler.ServeHTTP(w, r)
+		case ImageServiceCloneImageProcedure:
+			imageServiceCloneImageHandler.ServeHTTP(w, r)
+		case ImageServiceGrowImageProcedure:
+			imageServiceGrowImageHandler.ServeHTTP(w, r)
+		case ImageServiceDeleteImageProcedure:
+			imageServiceDeleteImageHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedImageServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedImageServiceHandler struct{}
+
+func (UnimplementedImageServiceHandler) ListImages(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.ListImages is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) GetImage(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.GetImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.GetImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) CreateImage(context.Context, *connect.Request[v1.CreateImageRequest]) (*connect.Response[v1.CreateImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.CreateImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ImportImage(context.Context, *connect.Request[v1.ImportImageRequest]) (*connect.Response[v1.ImportImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.ImportImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) CloneImage(context.Context, *connect.Request[v1.CloneImageRequest]) (*connect.Response[v1.CloneImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.CloneImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) GrowImage(context.Context, *connect.Request[v1.GrowImageRequest]) (*connect.Response[v1.GrowImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.GrowImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) DeleteImage(context.Context, *connect.Request[v1.DeleteImageRequest]) (*connect.Response[v1.DeleteImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.ImageService.DeleteImage is not implemented"))
+}
+
+// TaskServiceClient is a client for the godwit.v1.TaskService service.
+type TaskServiceClient interface {
+	ListTasks(context.Context, *connect.Request[v1.ListTasksRequest]) (*connect.Response[v1.ListTasksResponse], error)
+	GetTask(context.Context, *connect.Request[v1.GetTaskRequest]) (*connect.Response[v1.GetTaskResponse], error)
+	// WatchTask streams the task until it has ended.
+	WatchTask(context.Context, *connect.Request[v1.WatchTaskRequest]) (*connect.ServerStreamForClient[v1.WatchTaskResponse], error)
+	// CancelTask asks for the task's end and returns it as it is then; what cannot be canceled any more goes on.
+	CancelTask(context.Context, *connect.Request[v1.CancelTaskRequest]) (*connect.Response[v1.CancelTaskResponse], error)
+}
+
+// NewTaskServiceClient constructs a client for the godwit.v1.TaskService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewTaskServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) TaskServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	taskServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("TaskService").Methods()
+	return &taskServiceClient{
+		listTasks: connect.NewClient[v1.ListTasksRequest, v1.ListTasksResponse](
+			httpClient,
+			baseURL+TaskServiceListTasksProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("ListTasks")),
+			connect.WithClientOptions(opts...),
+		),
+		getTask: connect.NewClient[v1.GetTaskRequest, v1.GetTaskResponse](
+			httpClient,
+			baseURL+TaskServiceGetTaskProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("GetTask")),
+			connect.WithClientOptions(opts...),
+		),
+		watchTask: connect.NewClient[v1.WatchTaskRequest, v1.WatchTaskResponse](
+			httpClient,
+			baseURL+TaskServiceWatchTaskProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("WatchTask")),
+			connect.WithClientOptions(opts...),
+		),
+		cancelTask: connect.NewClient[v1.CancelTaskRequest, v1.CancelTaskResponse](
+			httpClient,
+			baseURL+TaskServiceCancelTaskProcedure,
+			connect.WithSchema(taskServiceMethods.ByName("CancelTask")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// taskServiceClient implements TaskServiceClient.
+type taskServiceClient struct {
+	listTasks  *connect.Client[v1.ListTasksRequest, v1.ListTasksResponse]
+	getTask    *connect.Client[v1.GetTaskRequest, v1.GetTaskResponse]
+	watchTask  *connect.Client[v1.WatchTaskRequest, v1.WatchTaskResponse]
+	cancelTask *connect.Client[v1.CancelTaskRequest, v1.CancelTaskResponse]
+}
+
+// ListTasks calls godwit.v1.TaskService.ListTasks.
+func (c *taskServiceClient) ListTasks(ctx context.Context, req *connect.Request[v1.ListTasksRequest]) (*connect.Response[v1.ListTasksResponse], error) {
+	return c.listTasks.CallUnary(ctx, req)
+}
+
+// GetTask calls godwit.v1.TaskService.GetTask.
+func (c *taskServiceClient) GetTask(ctx context.Context, req *connect.Request[v1.GetTaskRequest]) (*connect.Response[v1.GetTaskResponse], error) {
+	return c.getTask.CallUnary(ctx, req)
+}
+
+// WatchTask calls godwit.v1.TaskService.WatchTask.
+func (c *taskServiceClient) WatchTask(ctx context.Context, req *connect.Request[v1.WatchTaskRequest]) (*connect.ServerStreamForClient[v1.WatchTaskResponse], error) {
+	return c.watchTask.CallServerStream(ctx, req)
+}
+
+// CancelTask calls godwit.v1.TaskService.CancelTask.
+func (c *taskServiceClient) CancelTask(ctx context.Context, req *connect.Request[v1.CancelTaskRequest]) (*connect.Response[v1.CancelTaskResponse], error) {
+	return c.cancelTask.CallUnary(ctx, req)
+}
+
+// TaskServiceHandler is an implementation of the godwit.v1.TaskService service.
+type TaskServiceHandler interface {
+	ListTasks(context.Context, *connect.Request[v1.ListTasksRequest]) (*connect.Response[v1.ListTasksResponse], error)
+	GetTask(context.Context, *connect.Request[v1.GetTaskRequest]) (*connect.Response[v1.GetTaskResponse], error)
+	// WatchTask streams the task until it has ended.
+	WatchTask(context.Context, *connect.Request[v1.WatchTaskRequest], *connect.ServerStream[v1.WatchTaskResponse]) error
+	// CancelTask asks for the task's end and returns it as it is then; what cannot be canceled any more goes on.
+	CancelTask(context.Context, *connect.Request[v1.CancelTaskRequest]) (*connect.Response[v1.CancelTaskResponse], error)
+}
+
+// NewTaskServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewTaskServiceHandler(svc TaskServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	taskServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("TaskService").Methods()
+	taskServiceListTasksHandler := connect.NewUnaryHandler(
+		TaskServiceListTasksProcedure,
+		svc.ListTasks,
+		connect.WithSchema(taskServiceMethods.ByName("ListTasks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceGetTaskHandler := connect.NewUnaryHandler(
+		TaskServiceGetTaskProcedure,
+		svc.GetTask,
+		connect.WithSchema(taskServiceMethods.ByName("GetTask")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceWatchTaskHandler := connect.NewServerStreamHandler(
+		TaskServiceWatchTaskProcedure,
+		svc.WatchTask,
+		connect.WithSchema(taskServiceMethods.ByName("WatchTask")),
+		connect.WithHandlerOptions(opts...),
+	)
+	taskServiceCancelTaskHandler := connect.NewUnaryHandler(
+		TaskServiceCancelTaskProcedure,
+		svc.CancelTask,
+		connect.WithSchema(taskServiceMethods.ByName("CancelTask")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.TaskService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case TaskServiceListTasksProcedure:
+			taskServiceListTasksHandler.ServeHTTP(w, r)
+		case TaskServiceGetTaskProcedure:
+			taskServiceGetTaskHandler.ServeHTTP(w, r)
+		case TaskServiceWatchTaskProcedure:
+			taskServiceWatchTaskHandler.ServeHTTP(w, r)
+		case TaskServiceCancelTaskProcedure:
+			taskServiceCancelTaskHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedTaskServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedTaskServiceHandler struct{}
+
+func (UnimplementedTaskServiceHandler) ListTasks(context.Context, *connect.Request[v1.ListTasksRequest]) (*connect.Response[v1.ListTasksResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.TaskService.ListTasks is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) GetTask(context.Context, *connect.Request[v1.GetTaskRequest]) (*connect.Response[v1.GetTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.TaskService.GetTask is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) WatchTask(context.Context, *connect.Request[v1.WatchTaskRequest], *connect.ServerStream[v1.WatchTaskResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.TaskService.WatchTask is not implemented"))
+}
+
+func (UnimplementedTaskServiceHandler) CancelTask(context.Context, *connect.Request[v1.CancelTaskRequest]) (*connect.Response[v1.CancelTaskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.TaskService.CancelTask is not implemented"))
+}
+
+// EventServiceClient is a client for the godwit.v1.EventService service.
+type EventServiceClient interface {
+	// ListEvents streams the newest events, oldest first, and with follow every further one as it happens.
+	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.ServerStreamForClient[v1.ListEventsResponse], error)
+}
+
+// NewEventServiceClient constructs a client for the godwit.v1.EventService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEventServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EventServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	eventServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("EventService").Methods()
+	return &eventServiceClient{
+		listEvents: connect.NewClient[v1.ListEventsRequest, v1.ListEventsResponse](
+			httpClient,
+			baseURL+EventServiceListEventsProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("ListEvents")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// eventServiceClient implements EventServiceClient.
+type eventServiceClient struct {
+	listEvents *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+}
+
+// ListEvents calls godwit.v1.EventService.ListEvents.
+func (c *eventServiceClient) ListEvents(ctx context.Context, req *connect.Request[v1.ListEventsRequest]) (*connect.ServerStreamForClient[v1.ListEventsResponse], error) {
+	return c.listEvents.CallServerStream(ctx, req)
+}
+
+// EventServiceHandler is an implementation of the godwit.v1.EventService service.
+type EventServiceHandler interface {
+	// ListEvents streams the newest events, oldest first, and with follow every further one as it happens.
+	ListEvents(context.Context, *connect.Request[v1.ListEventsRequest], *connect.ServerStream[v1.ListEventsResponse]) error
+}
+
+// NewEventServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	eventServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("EventService").Methods()
+	eventServiceListEventsHandler := connect.NewServerStreamHandler(
+		EventServiceListEventsProcedure,
+		svc.ListEvents,
+		connect.WithSchema(eventServiceMethods.ByName("ListEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.EventService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EventServiceListEventsProcedure:
+			eventServiceListEventsHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEventServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEventServiceHandler struct{}
+
+func (UnimplementedEventServiceHandler) ListEvents(context.Context, *connect.Request[v1.ListEventsRequest], *connect.ServerStream[v1.ListEventsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.EventService.ListEvents is not implemented"))
 }
