@@ -2,6 +2,8 @@
 // settings, moved in turn by one and by the other, and the numbers compared pair by pair, so that what else the
 // machine does weighs on both. It writes a table, the raw samples as JSON, and a drawing; docs/performance.md explains the figures.
 //
+// With -many it fills one host with tiny VMs instead, and measures how long that takes and what the host does when they are idle.
+//
 // Plain is two QEMUs with the command line that Godwit would give them, joined by a unix socket, driven over QMP with nothing
 // between: no second machine's network, no encryption, no records, no clean-up of anything but the processes. It is the
 // least that a migration can cost here, not a way to run a data centre.
@@ -35,6 +37,8 @@ type options struct {
 	defaults  bool
 	bandwidth inventory.BytesPerSecond
 	downtime  time.Duration
+	many      int    // VMs on one host instead; 0: migrations
+	guest     string // that these run
 }
 
 func main() {
@@ -52,6 +56,8 @@ func main() {
 	flag.BoolVar(&o.defaults, "defaults", true, "also measure plain QEMU with its default settings")
 	flag.StringVar(&bandwidth, "bandwidth", "", "limit of all variants but the defaults in bytes a second, like 112M; empty: none")
 	flag.DurationVar(&o.downtime, "downtime", 0, "downtime limit of all variants but the defaults; 0: Godwit's own")
+	flag.IntVar(&o.many, "many", 0, "fill one host with so many tiny VMs instead, and measure start, idleness and vm ls; as many times as -pairs says")
+	flag.StringVar(&o.guest, "guest", "idle", "what these VMs run: idle, or heartbeat, which prints ten lines a second")
 	flag.Parse()
 	if quick {
 		o.pairs, memories, rates = 2, "512", "0,20"
@@ -87,6 +93,13 @@ func begin(ctx context.Context, o options, bandwidth, memories, rates string) (e
 	}
 	if _, err := os.Stat(o.binary); err != nil {
 		return fmt.Errorf("%w: run make build", err)
+	}
+	if o.many > 0 {
+		m, err := measureMany(ctx, o)
+		if err != nil {
+			return err
+		}
+		return m.write(o.out, "many-"+o.guest)
 	}
 	report, err := measure(ctx, o)
 	if err != nil {

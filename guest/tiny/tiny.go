@@ -1,6 +1,6 @@
 // Package tiny holds Godwit's smallest guests: real-mode programs of a few hundred bytes that run as QEMU's -bios ROM and
 // give their first sign of life within 300 ms. Heartbeat is for every test and trial that needs no network, Checked
-// proves that a migration loses no write, Long proves that an accelerator really runs 64-bit code.
+// proves that a migration loses no write, Long proves that an accelerator really runs 64-bit code, and Idle does nothing.
 //
 // The programs are the .S files beside this one; their assembled payloads are kept in the repository, so that nobody needs an assembler to
 // build Godwit, and a test compares the two. The package makes ROM images and reads the lines the guests print; starting
@@ -47,6 +47,8 @@ var (
 	checkedPayload []byte
 	//go:embed long.bin
 	longPayload []byte
+	//go:embed idle.bin
+	idlePayload []byte
 )
 
 // Options says how much memory a guest touches. The zero value is the guest's own default. A guest needs RAM for all of it, see Memory.
@@ -92,6 +94,13 @@ func Long() []byte { return rom(longPayload, Options{}) }
 
 // LongProof is the byte with which the ROM of Long says that 64-bit code ran.
 const LongProof = 'L'
+
+// Idle returns the ROM of the idle guest: it prints IdleLine on COM1 and then halts for ever, with interrupts off. Its QEMU takes no
+// processor time, so that what is measured beside it is not its own.
+func Idle() []byte { return rom(idlePayload, Options{}) }
+
+// IdleLine is the only line that the ROM of Idle prints, without its end.
+const IdleLine = "I"
 
 // rom expands a payload to a whole image: the payload at its start, the jump to it at the reset vector, the options in its header.
 func rom(payload []byte, o Options) []byte {

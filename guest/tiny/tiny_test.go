@@ -23,7 +23,7 @@ func TestPayloadsAreWhatTheSourcesSay(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
-	for _, name := range []string{"heartbeat.bin", "checked.bin", "long.bin"} {
+	for _, name := range []string{"heartbeat.bin", "checked.bin", "long.bin", "idle.bin"} {
 		kept, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
@@ -178,9 +178,21 @@ func TestLongRunsUnderTCG(t *testing.T) {
 	t.Logf("64-bit code had run after %v", time.Since(m.Started).Round(time.Millisecond))
 }
 
+func TestIdleGuestSaysThatItIsThereAndHalts(t *testing.T) {
+	m := start(t, qemu, tiny.Idle(), "-machine", "q35")
+	if line := m.Line(); line != tiny.IdleLine {
+		t.Fatalf("the guest said %q", line)
+	}
+	dump := filepath.Join(t.TempDir(), "status")
+	m.Do("pmemsave", map[string]any{"val": 0xffff0, "size": 1, "filename": dump}) // QEMU answers: the guest did not take it along
+	if said, err := os.ReadFile(dump); err != nil || len(said) != 1 || said[0] != 0xea {
+		t.Fatalf("the ROM reads % x, %v", said, err)
+	}
+}
+
 func TestImagesStartAtTheResetVector(t *testing.T) {
 	for name, rom := range map[string][]byte{
-		"heartbeat": tiny.Heartbeat(tiny.Options{}), "checked": tiny.Checked(tiny.Options{}), "long": tiny.Long(),
+		"heartbeat": tiny.Heartbeat(tiny.Options{}), "checked": tiny.Checked(tiny.Options{}), "long": tiny.Long(), "idle": tiny.Idle(),
 	} {
 		if len(rom) != tiny.ROMSize || !bytes.Equal(rom[0xfff0:0xfff5], []byte{0xea, 0, 0, 0, 0xf0}) {
 			t.Errorf("%s: %d bytes, % x at the reset vector", name, len(rom), rom[0xfff0:0xfff5])
