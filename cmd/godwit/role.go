@@ -115,7 +115,7 @@ func runAgent(ctx context.Context, c *hostConfig, run string, log *slog.Logger) 
 	config := agent.Config{
 		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: run,
 		CacheDir: c.Cache, Binary: c.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
-		Switch: vnet.NewClient(switchSocket(run)), Log: log,
+		Switch: vnet.NewClient(switchSocket(run)), Log: log, Memory: agentMemory,
 	}
 	defer config.Peers.Close()
 	defer config.Switch.Close()

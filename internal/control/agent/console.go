@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"sync"
@@ -40,7 +41,7 @@ func (c *console) run(ctx context.Context) {
 		for {
 			n, err := conn.Read(buf)
 			if n > 0 {
-				c.publish(append([]byte(nil), buf[:n]...))
+				c.publish(buf[:n])
 			}
 			if err != nil {
 				return
@@ -61,13 +62,18 @@ func (c *console) setConn(conn net.Conn) {
 	c.mu.Unlock()
 }
 
+// publish remembers a chunk and gives each watcher a copy of it.
 func (c *console) publish(chunk []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.kept = append(c.kept, chunk...)
-	if over := len(c.kept) - consoleKept; over > 0 {
-		c.kept = append(c.kept[:0], c.kept[over:]...)
+	if len(c.kept) >= 2*consoleKept { // cut seldom: a chatty guest would have all of it moved for every line
+		c.kept = append(c.kept[:0], c.kept[len(c.kept)-consoleKept:]...)
 	}
+	if len(c.watchers) == 0 {
+		return
+	}
+	chunk = bytes.Clone(chunk) // the reader uses its own again
 	for w := range c.watchers {
 		select {
 		case w <- chunk:
@@ -85,7 +91,7 @@ func (c *console) watch() (kept []byte, output <-chan []byte, leave func()) {
 	defer c.mu.Unlock()
 	w := make(chan []byte, consoleQueue)
 	c.watchers[w] = true
-	return append([]byte(nil), c.kept...), w, func() {
+	return append([]byte(nil), c.kept[max(0, len(c.kept)-consoleKept):]...), w, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.watchers[w] {

@@ -20,7 +20,7 @@ import (
 // vmCallsMax bounds the requests that wait for one VM's loop.
 const vmCallsMax = 16
 
-// houseEvery is how often a VM's loop looks after what no event tells: a status that the store did not take.
+// houseEvery is the pause before a status that the store did not take is written again.
 const houseEvery = time.Second
 
 // vm is one VM on this host. Its loop owns it: whatever changes the VM runs there, one after the other. Others send calls and
@@ -60,12 +60,11 @@ func newVM(a *Agent, stored inventory.VM) *vm {
 // loop owns the VM until it is gone from this host or ctx ends; then QEMU goes on without the agent.
 func (v *vm) loop(ctx context.Context) {
 	defer close(v.over)
-	house := time.NewTicker(houseEvery)
-	defer house.Stop()
 	if v.process != nil {
 		v.attach(ctx)
 	}
 	v.writeStatus(ctx)
+	var house <-chan time.Time // no ticker: a host with a hundred VMs that are well wakes for none of them
 	for !v.gone {
 		var ended <-chan struct{}
 		if v.process != nil && v.source == nil && v.target == nil {
@@ -74,6 +73,9 @@ func (v *vm) loop(ctx context.Context) {
 		var events <-chan qmp.Event
 		if v.events != nil {
 			events = v.events.C
+		}
+		if v.stale && house == nil {
+			house = time.After(houseEvery)
 		}
 		select {
 		case <-ctx.Done():
@@ -91,7 +93,8 @@ func (v *vm) loop(ctx context.Context) {
 				continue
 			}
 			v.heard(ctx, e)
-		case <-house.C:
+		case <-house:
+			house = nil
 			if v.stale {
 				v.writeStatus(ctx)
 			}

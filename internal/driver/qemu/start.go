@@ -163,6 +163,8 @@ func (p *Process) spawn(ctx context.Context, args []string, socket, log *os.File
 		err := startIn(cmd, p.record.Cgroup)
 		switch {
 		case err == nil:
+			// Only its end is waited for from here on; the command line would stay in memory as long as the VM.
+			cmd.Args, cmd.Env, cmd.ExtraFiles = nil, nil, nil
 			return cmd, nil
 		case p.record.Cgroup != "" && cgroupRefused(err):
 			p.noCgroup = "no own cgroup: " + err.Error()

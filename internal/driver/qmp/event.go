@@ -33,7 +33,7 @@ const (
 // Bounds of a subscription. The upper half of the queue is kept for vital events, so that chatter which a guest can
 // cause as often as it likes cannot push out what the hand-over of a VM hangs on.
 const (
-	EventsQueuedMax  = 512
+	EventsQueuedMax  = 128
 	eventsChatterMax = EventsQueuedMax / 2
 )
 

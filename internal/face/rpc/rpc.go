@@ -38,8 +38,12 @@ func OpenPaths() []string { return []string{"/" + godwitv1connect.JoinServiceNam
 // left out, as they are between hosts.
 func Handler(a *agent.Agent, local bool) http.Handler {
 	mux := http.NewServeMux()
+	compressed := compressMin
+	if local {
+		compressed = requestMax << 10 // never: it has no way to go that would be shorter
+	}
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax), connect.WithCompressMinBytes(compressMin),
+		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax), connect.WithCompressMinBytes(compressed),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
 	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{agent: a}, options...))
