@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 BENCHFLAGS ?=
 DEMOFLAGS ?=
 
-.PHONY: help setup build check test demo bench sim fuzz generate clean
+.PHONY: help setup build man check test demo bench sim fuzz generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,10 @@ setup: ## install and fetch what is missing: QEMU, the guest's kernel, an unpriv
 
 build: ## build bin/godwit and bin/godwit-demo
 	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+man: build ## manual pages and shell completion in bin/share
+	@bin/godwit man bin/share/man/man1
+	@mkdir -p bin/share/completion && for s in bash zsh fish; do bin/godwit completion $$s > bin/share/completion/godwit.$$s; done
 
 demo: setup build ## three hosts on this machine, a Linux guest that moves between them, nothing lost
 	@bin/godwit-demo $(DEMOFLAGS)

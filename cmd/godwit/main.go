@@ -113,10 +113,11 @@ QEMU does not answer; 130 canceled.`,
 	})
 	root.PersistentFlags().String("socket", defaultSocket, "unix socket of the agent to talk to")
 	root.PersistentFlags().Bool("json", false, "print JSON instead of a table")
-	root.CompletionOptions.HiddenDefaultCmd = true
+	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
 	root.AddCommand(newHost(), newVM(), newMigration(), newNetwork(), newDatastore(), newDoctor(),
-		newInit(), newToken(), newJoin(), newRun(), newRole(), newStore(), newVersion())
+		newInit(), newToken(), newJoin(), newRun(), newRole(), newStore(), newVersion(), newCompletion(), newMan())
 	tidyArgs(root)
+	completeNames(root)
 	return root
 }
 

@@ -132,7 +132,7 @@ func parses(line string) error {
 
 // walk visits every command that is not hidden, parents first, in the order of the help.
 func walk(c *cobra.Command, visit func(*cobra.Command)) {
-	if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+	if c.Hidden || c.Name() == "help" {
 		return
 	}
 	visit(c)
