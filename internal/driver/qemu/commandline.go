@@ -25,6 +25,7 @@ const (
 	slotPanic   = 0x02
 	slotSerial  = 0x03
 	slotSeed    = 0x04 // the disk named SeedDisk
+	slotPointer = 0x05
 	slotHot     = 0x07 // all functions: the root ports of inventory.LayoutPorts
 	slotDisk    = 0x08 // to 0x0f: inventory.DisksMax
 	slotNIC     = 0x10 // to 0x17: inventory.NICsMax
@@ -204,14 +205,20 @@ func (c *commandLine) consoles() {
 	}
 }
 
-// display is a plain VGA adapter, which every firmware and system can drive, with a pointer that needs no grabbing. VNC listens on
-// a unix socket of the run directory only: its protocol has no protection worth the name (RFC 6143, section 7.2).
+// displayROM is the size of the memory that the VGA BIOS is in. It is said, so that a source and a target whose VGA BIOS differ in
+// length agree: its content moves with the VM. Without a VGA BIOS (romfile=) a BIOS shows nothing at all (seen with QEMU 7.2 and 10.0).
+const displayROM = 64 << 10
+
+// display is a plain VGA adapter, which every firmware and system can drive, with a pointer that needs no grabbing (a guest without
+// a driver for it has the PS/2 mouse). VNC listens on a unix socket of the run directory only: its protocol has no protection worth
+// the name (RFC 6143, section 7.2). Viewers always share: one that asks to be alone must not cut off the others.
 func (c *commandLine) display() {
 	if !c.spec.Display {
 		return
 	}
-	c.addf("-device", "VGA,id=display,bus=pcie.0,addr=0x%x,romfile=,vgamem_mb=16", slotDisplay)
-	c.addf("-vnc", "unix:%s", escape(c.env.RunDir.Display()))
+	c.addf("-device", "VGA,id=display,bus=pcie.0,addr=0x%x,romsize=%d,vgamem_mb=16", slotDisplay, displayROM)
+	c.addf("-device", "virtio-tablet-pci,id=pointer,bus=pcie.0,addr=0x%x", slotPointer)
+	c.addf("-vnc", "unix:%s,share=force-shared", escape(c.env.RunDir.Display()))
 }
 
 // hotPorts are the root ports that devices can be plugged into while the VM runs; the root bus itself takes none (QEMU,
