@@ -53,6 +53,8 @@ type Env struct {
 type Firmware struct {
 	Code string // absolute path of a raw image
 	Vars string // absolute path of a raw image, as large as a VM's copy must be
+
+	CodeSize, VarsSize inventory.Bytes // both decide whether a VM of another build can run here
 }
 
 // machineRE matches the versioned machine types whose slots are laid out above.

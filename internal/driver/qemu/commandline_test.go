@@ -69,6 +69,11 @@ func TestCommandLinesAreAsReviewed(t *testing.T) {
 	firmware.Disks, firmware.NICs = nil, nil
 	incoming := env(modern(qemu.TCG))
 	incoming.Incoming = true
+	uefi := fromDisk
+	uefi.Layout, uefi.Display = inventory.LayoutPorts, true
+	uefi.Boot = inventory.Boot{UEFI: true, Vars: inventory.File{Datastore: "ds-1", Path: "web-1-vars.fd"}}
+	flash := env(modern(qemu.KVM))
+	flash.Firmware = qemu.Firmware{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"}
 	for name, c := range map[string]struct {
 		spec inventory.VMSpec
 		env  qemu.Env
@@ -76,6 +81,7 @@ func TestCommandLinesAreAsReviewed(t *testing.T) {
 		"kernel-tcg":    {web(), env(modern(qemu.TCG))},
 		"kernel-kvm":    {web(), env(modern(qemu.KVM))},
 		"disk-kvm":      {fromDisk, env(modern(qemu.KVM))},
+		"uefi-display":  {uefi, flash},
 		"firmware-tcg":  {firmware, env(modern(qemu.TCG))},
 		"kernel-target": {web(), incoming},
 		"kernel-old":    {web(), env(old(qemu.TCG))},

@@ -115,6 +115,27 @@ func ownImages(cfg Config) error {
 			return fault.Wrap("", "disk "+d.Name, err)
 		}
 	}
+	return ownVars(cfg)
+}
+
+// ownVars is ownImages for the UEFI variables, which must be of the firmware's size too.
+func ownVars(cfg Config) error {
+	if !cfg.Spec.Boot.UEFI {
+		return nil
+	}
+	path, err := cfg.Env.File(cfg.Spec.Boot.Vars)
+	if err == nil {
+		err = cfg.Env.Firmware.CheckVars(path)
+	}
+	if err != nil {
+		return err
+	}
+	if cfg.User.owns(path) {
+		return nil
+	}
+	if err := cfg.User.Own(path); err != nil && !fault.Is(err, fault.Denied) {
+		return fault.Wrap("", "UEFI variables", err)
+	}
 	return nil
 }
 

@@ -195,6 +195,33 @@ func (c *Conn) GetFD(ctx context.Context, name string, file *os.File) error {
 	return c.do(ctx, "getfd", map[string]any{"fdname": name}, dup, nil)
 }
 
+// AddFD gives QEMU a duplicate of file, which commands that take a file name can then use as "/dev/fdset/N" with the returned number,
+// if they open it with file's own access mode. RemoveFD takes it away again.
+func (c *Conn) AddFD(ctx context.Context, file *os.File) (set int, err error) {
+	if _, ok := c.conn.(*net.UnixConn); !ok {
+		return 0, fault.Wrap("qmp", "add-fd", fault.New(fault.Invalid, "a file can only be passed over a unix socket"))
+	}
+	dup, err := duplicate(file)
+	if err != nil {
+		return 0, fault.Wrap("qmp", "add-fd", fault.New(fault.Internal, "%w", err))
+	}
+	var added struct {
+		Set int `json:"fdset-id"`
+	}
+	err = c.do(ctx, "add-fd", map[string]any{}, dup, &added)
+	return added.Set, err
+}
+
+// RemoveFD takes away what AddFD gave.
+func (c *Conn) RemoveFD(ctx context.Context, set int) error {
+	return c.Do(ctx, "remove-fd", map[string]any{"fdset-id": set}, nil)
+}
+
+// Screendump writes a picture of the first display to the file, as PNG (QEMU 7.1 on).
+func (c *Conn) Screendump(ctx context.Context, file string) error {
+	return c.Do(ctx, "screendump", map[string]any{"filename": file, "format": "png"}, nil)
+}
+
 // duplicate returns a file of its own over the same open file, so that a call that was given up but not yet sent does not depend on the caller's.
 func duplicate(file *os.File) (*os.File, error) {
 	raw, err := file.SyscallConn()
