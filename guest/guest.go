@@ -52,7 +52,13 @@ func Cache() (string, error) {
 
 // Images returns the Linux guest, with an initramfs built from this checkout's sources: it calls the Go tool, which does nothing when
 // nothing changed, so it needs the source tree as working directory or above it. The error says what to do when the kernel is missing.
-func Images(ctx context.Context) (Linux, error) {
+func Images(ctx context.Context) (Linux, error) { return images(ctx, false) }
+
+// ImagesWithAgent returns the guest with the real qemu-guest-agent in it, which scripts/setup puts into the cache. Its archive is 7 MiB larger.
+// A disk with an ext4 file system is mounted in it, for the agent to freeze.
+func ImagesWithAgent(ctx context.Context) (Linux, error) { return images(ctx, true) }
+
+func images(ctx context.Context, agent bool) (Linux, error) {
 	cache, err := Cache()
 	if err != nil {
 		return Linux{}, err
@@ -63,7 +69,14 @@ func Images(ctx context.Context) (Linux, error) {
 	} else if err != nil {
 		return Linux{}, fmt.Errorf("guest kernel: %w", err)
 	}
-	initrd, err := initramfs(ctx, cache)
+	agentDir := ""
+	if agent {
+		agentDir = filepath.Join(cache, "agent")
+		if _, err := os.Stat(filepath.Join(agentDir, "version")); err != nil {
+			return Linux{}, fmt.Errorf("qemu-guest-agent for the guest: %w; run make setup", err)
+		}
+	}
+	initrd, err := initramfs(ctx, cache, agentDir)
 	if err != nil {
 		return Linux{}, fmt.Errorf("guest: %w", err)
 	}
@@ -72,7 +85,7 @@ func Images(ctx context.Context) (Linux, error) {
 
 // initramfs builds the archive into a scratch file and gives it a name made from its content. Whoever comes at the same time makes the
 // same file, and one of them wins.
-func initramfs(ctx context.Context, cache string) (path string, err error) {
+func initramfs(ctx context.Context, cache, agentDir string) (path string, err error) {
 	scratch, err := os.CreateTemp(cache, ".initramfs-")
 	if err != nil {
 		return "", err
@@ -84,8 +97,14 @@ func initramfs(ctx context.Context, cache string) (path string, err error) {
 		_ = os.Remove(scratch.Name()) // gone already when all went well
 	}()
 	sum := sha256.New()
-	if err := build.Initramfs(ctx, io.MultiWriter(scratch, sum), "", filepath.Join(cache, "kernel", "modules")); err != nil {
+	both, modules := io.MultiWriter(scratch, sum), filepath.Join(cache, "kernel", "modules")
+	if err := build.Initramfs(ctx, both, "", modules); err != nil {
 		return "", err
+	}
+	if agentDir != "" {
+		if err := build.Agent(both, agentDir, modules); err != nil {
+			return "", err
+		}
 	}
 	path = filepath.Join(cache, "initramfs-"+hex.EncodeToString(sum.Sum(nil)[:8])+".cpio")
 	if err := scratch.Chmod(0o644); err != nil {

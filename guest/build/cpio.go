@@ -20,6 +20,7 @@ const (
 	typeDir  = 0o040000
 	typeChar = 0o020000
 	typeFile = 0o100000
+	typeLink = 0o120000 // its content is where it points
 )
 
 // writeArchive writes entries as a cpio archive in the format newc, which the kernel's Documentation/driver-api/early-userspace/buffer-format.rst

@@ -39,6 +39,7 @@ type Status struct {
 	Heartbeat uint64 `json:"heartbeat"`       // the number of heartbeats so far
 	IP        string `json:"ip,omitempty"`    // the address of eth0; empty without one
 	Kernel    string `json:"kernel"`          // release of its kernel
+	UEFI      bool   `json:"uefi,omitempty"`  // it was started by UEFI firmware
 	Dirty     *Dirty `json:"dirty,omitempty"` // the region, if there is one
 }
 

@@ -151,6 +151,6 @@ next:
 func (g *guest) status() control.Status {
 	return control.Status{
 		Boot: g.boot, UptimeMS: time.Since(g.started).Milliseconds(), Heartbeat: g.heartbeat.Load(),
-		IP: g.address(""), Kernel: g.kernel, Dirty: g.memory.status(),
+		IP: g.address(""), Kernel: g.kernel, UEFI: g.uefi, Dirty: g.memory.status(),
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -36,12 +37,17 @@ type guest struct {
 	boot      string
 	started   time.Time
 	kernel    string
+	uefi      bool
 	heartbeat atomic.Uint64          // written by the heartbeat
 	ip        atomic.Pointer[string] // written by the network; nil without address
 	memory    exercise
 }
 
 func main() {
+	if filepath.Base(os.Args[0]) == "shutdown" { // the guest agent wants it: there is no other program
+		askOff()
+		return
+	}
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(heapMax)
 	g := &guest{started: time.Now(), console: os.Stdout}
@@ -59,6 +65,8 @@ func main() {
 	g.boot = hex.EncodeToString(id[:])
 	g.memory.seed = uint64(id[0]) | uint64(id[1])<<8 | uint64(id[2])<<16 | uint64(id[3])<<24
 	g.kernel = kernelRelease()
+	_, err := os.Stat("/sys/firmware/efi")
+	g.uefi = err == nil
 	g.say("init after %v, kernel %s, boot %s", uptime(), g.kernel, g.boot)
 	for _, err := range loadModules("/modules") {
 		g.say("%v", err)
@@ -82,6 +90,7 @@ func (g *guest) run(ctx context.Context) error {
 	part("heartbeat", g.beat)
 	part("control port", g.servePort)
 	part("power button", g.watchPower)
+	part("guest agent", g.serveAgent)
 	addressed := make(chan struct{})
 	part("network", func(ctx context.Context) error { return g.network(ctx, addressed) })
 	select {
