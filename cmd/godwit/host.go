@@ -89,6 +89,7 @@ func printHost(cmd *cobra.Command, msg *godwitv1.GetHostResponse) error {
 		{"qemu", emulator.GetVersion() + " at " + emulator.GetPath()},
 		{"accelerator", emulator.GetAccelerator() + parenthesis(emulator.GetWhy())},
 		{"cpu models", strings.Join(emulator.GetCpuModels(), " ")},
+		{"uefi", spec.GetUefi().GetCode()},
 		{"migration", verdict(emulator.GetMigration()) + parenthesis(emulator.GetMigration().GetDetail())},
 	}
 	for _, d := range spec.GetDatastores() {

@@ -74,6 +74,15 @@ type HostSpec struct {
 	Datastores []DatastoreMount
 	Networks   []NetworkID // bridge networks that this host has a bridge or uplink for
 	NetworkAll bool        // user-space switch: every network of that driver can be had
+	UEFI       UEFI        // zero: the host has no UEFI firmware
+}
+
+// UEFI is the UEFI firmware that a host has for its VMs. Its two images are flash chips of the VM, so a running VM can move only to
+// a host whose images are as large; its content moves along.
+type UEFI struct {
+	Code     string // path on the host
+	CodeSize Bytes
+	VarsSize Bytes // of the template of a VM's own variables
 }
 
 // QEMU is what a host's emulator can do, as probed there by name, never guessed from a version.

@@ -32,6 +32,7 @@ func HostSpec(s inventory.HostSpec) *godwitv1.HostSpec {
 		Datastores: each(s.Datastores, datastoreMount),
 		Networks:   texts(s.Networks),
 		NetworkAll: s.NetworkAll,
+		Uefi:       uefi(s.UEFI),
 	}
 }
 
@@ -48,7 +49,20 @@ func FromHostSpec(m *godwitv1.HostSpec) inventory.HostSpec {
 		Datastores: each(m.GetDatastores(), fromDatastoreMount),
 		Networks:   ids[inventory.NetworkID](m.GetNetworks()),
 		NetworkAll: m.GetNetworkAll(),
+		UEFI:       fromUEFI(m.GetUefi()),
 	}
+}
+
+// uefi returns the message of a host's firmware, nil when it has none.
+func uefi(u inventory.UEFI) *godwitv1.Uefi {
+	if u == (inventory.UEFI{}) {
+		return nil
+	}
+	return &godwitv1.Uefi{Code: u.Code, CodeSize: int64(u.CodeSize), VarsSize: int64(u.VarsSize)}
+}
+
+func fromUEFI(m *godwitv1.Uefi) inventory.UEFI {
+	return inventory.UEFI{Code: m.GetCode(), CodeSize: inventory.Bytes(m.GetCodeSize()), VarsSize: inventory.Bytes(m.GetVarsSize())}
 }
 
 // QEMU returns the message of what a host's emulator can do.

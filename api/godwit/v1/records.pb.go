@@ -121,7 +121,7 @@ func (x Verdict_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict_State.Descriptor instead.
 func (Verdict_State) EnumDescriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{4, 0}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // Envelope is what every value in the store is wrapped in. A reader refuses a schema newer than its own.
@@ -257,6 +257,7 @@ type HostSpec struct {
 	Datastores    []*DatastoreMount      `protobuf:"bytes,8,rep,name=datastores,proto3" json:"datastores,omitempty"`
 	Networks      []string               `protobuf:"bytes,9,rep,name=networks,proto3" json:"networks,omitempty"`
 	NetworkAll    bool                   `protobuf:"varint,10,opt,name=network_all,json=networkAll,proto3" json:"network_all,omitempty"`
+	Uefi          *Uefi                  `protobuf:"bytes,20,opt,name=uefi,proto3" json:"uefi,omitempty"` // absent: the host has no UEFI firmware
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -361,6 +362,74 @@ func (x *HostSpec) GetNetworkAll() bool {
 	return false
 }
 
+func (x *HostSpec) GetUefi() *Uefi {
+	if x != nil {
+		return x.Uefi
+	}
+	return nil
+}
+
+// Uefi is the UEFI firmware that a host has for its VMs.
+type Uefi struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"` // path
+	CodeSize      int64                  `protobuf:"varint,2,opt,name=code_size,json=codeSize,proto3" json:"code_size,omitempty"`
+	VarsSize      int64                  `protobuf:"varint,3,opt,name=vars_size,json=varsSize,proto3" json:"vars_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Uefi) Reset() {
+	*x = Uefi{}
+	mi := &file_godwit_v1_records_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Uefi) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Uefi) ProtoMessage() {}
+
+func (x *Uefi) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Uefi.ProtoReflect.Descriptor instead.
+func (*Uefi) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Uefi) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Uefi) GetCodeSize() int64 {
+	if x != nil {
+		return x.CodeSize
+	}
+	return 0
+}
+
+func (x *Uefi) GetVarsSize() int64 {
+	if x != nil {
+		return x.VarsSize
+	}
+	return 0
+}
+
 type Qemu struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -377,7 +446,7 @@ type Qemu struct {
 
 func (x *Qemu) Reset() {
 	*x = Qemu{}
-	mi := &file_godwit_v1_records_proto_msgTypes[3]
+	mi := &file_godwit_v1_records_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +458,7 @@ func (x *Qemu) String() string {
 func (*Qemu) ProtoMessage() {}
 
 func (x *Qemu) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[3]
+	mi := &file_godwit_v1_records_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +471,7 @@ func (x *Qemu) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Qemu.ProtoReflect.Descriptor instead.
 func (*Qemu) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{3}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Qemu) GetPath() string {
@@ -471,7 +540,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_godwit_v1_records_proto_msgTypes[4]
+	mi := &file_godwit_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -483,7 +552,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[4]
+	mi := &file_godwit_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -496,7 +565,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Verdict) GetState() Verdict_State {
@@ -525,7 +594,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[5]
+	mi := &file_godwit_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +606,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[5]
+	mi := &file_godwit_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +619,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HostStatus) GetStarted() *timestamppb.Timestamp {
@@ -593,7 +662,7 @@ type DatastoreMount struct {
 
 func (x *DatastoreMount) Reset() {
 	*x = DatastoreMount{}
-	mi := &file_godwit_v1_records_proto_msgTypes[6]
+	mi := &file_godwit_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +674,7 @@ func (x *DatastoreMount) String() string {
 func (*DatastoreMount) ProtoMessage() {}
 
 func (x *DatastoreMount) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[6]
+	mi := &file_godwit_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +687,7 @@ func (x *DatastoreMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatastoreMount.ProtoReflect.Descriptor instead.
 func (*DatastoreMount) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DatastoreMount) GetId() string {
@@ -659,7 +728,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_godwit_v1_records_proto_msgTypes[7]
+	mi := &file_godwit_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +740,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[7]
+	mi := &file_godwit_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +753,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Network) GetId() string {
@@ -715,7 +784,7 @@ type NetworkSpec struct {
 
 func (x *NetworkSpec) Reset() {
 	*x = NetworkSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[8]
+	mi := &file_godwit_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +796,7 @@ func (x *NetworkSpec) String() string {
 func (*NetworkSpec) ProtoMessage() {}
 
 func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[8]
+	mi := &file_godwit_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +809,7 @@ func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkSpec.ProtoReflect.Descriptor instead.
 func (*NetworkSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NetworkSpec) GetSubnet() string {
@@ -795,7 +864,7 @@ type PortForward struct {
 
 func (x *PortForward) Reset() {
 	*x = PortForward{}
-	mi := &file_godwit_v1_records_proto_msgTypes[9]
+	mi := &file_godwit_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +876,7 @@ func (x *PortForward) String() string {
 func (*PortForward) ProtoMessage() {}
 
 func (x *PortForward) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[9]
+	mi := &file_godwit_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +889,7 @@ func (x *PortForward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForward.ProtoReflect.Descriptor instead.
 func (*PortForward) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PortForward) GetListen() string {
@@ -849,7 +918,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_godwit_v1_records_proto_msgTypes[10]
+	mi := &file_godwit_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +930,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[10]
+	mi := &file_godwit_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +943,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *VM) GetId() string {
@@ -928,7 +997,7 @@ type VMSpec struct {
 
 func (x *VMSpec) Reset() {
 	*x = VMSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[11]
+	mi := &file_godwit_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1009,7 @@ func (x *VMSpec) String() string {
 func (*VMSpec) ProtoMessage() {}
 
 func (x *VMSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[11]
+	mi := &file_godwit_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1022,7 @@ func (x *VMSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMSpec.ProtoReflect.Descriptor instead.
 func (*VMSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VMSpec) GetName() string {
@@ -1075,7 +1144,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_godwit_v1_records_proto_msgTypes[12]
+	mi := &file_godwit_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1156,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[12]
+	mi := &file_godwit_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1169,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Boot) GetFirmware() *File {
@@ -1155,7 +1224,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_godwit_v1_records_proto_msgTypes[13]
+	mi := &file_godwit_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1236,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[13]
+	mi := &file_godwit_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1249,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *File) GetDatastore() string {
@@ -1211,7 +1280,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_godwit_v1_records_proto_msgTypes[14]
+	mi := &file_godwit_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1292,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[14]
+	mi := &file_godwit_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1305,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Disk) GetName() string {
@@ -1293,7 +1362,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_godwit_v1_records_proto_msgTypes[15]
+	mi := &file_godwit_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1374,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[15]
+	mi := &file_godwit_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1387,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NIC) GetName() string {
@@ -1359,7 +1428,7 @@ type HostDevice struct {
 
 func (x *HostDevice) Reset() {
 	*x = HostDevice{}
-	mi := &file_godwit_v1_records_proto_msgTypes[16]
+	mi := &file_godwit_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1440,7 @@ func (x *HostDevice) String() string {
 func (*HostDevice) ProtoMessage() {}
 
 func (x *HostDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[16]
+	mi := &file_godwit_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1453,7 @@ func (x *HostDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostDevice.ProtoReflect.Descriptor instead.
 func (*HostDevice) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HostDevice) GetHost() string {
@@ -1413,7 +1482,7 @@ type VMRun struct {
 
 func (x *VMRun) Reset() {
 	*x = VMRun{}
-	mi := &file_godwit_v1_records_proto_msgTypes[17]
+	mi := &file_godwit_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1494,7 @@ func (x *VMRun) String() string {
 func (*VMRun) ProtoMessage() {}
 
 func (x *VMRun) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[17]
+	mi := &file_godwit_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1507,7 @@ func (x *VMRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMRun.ProtoReflect.Descriptor instead.
 func (*VMRun) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VMRun) GetOwner() string {
@@ -1480,7 +1549,7 @@ type Heir struct {
 
 func (x *Heir) Reset() {
 	*x = Heir{}
-	mi := &file_godwit_v1_records_proto_msgTypes[18]
+	mi := &file_godwit_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1561,7 @@ func (x *Heir) String() string {
 func (*Heir) ProtoMessage() {}
 
 func (x *Heir) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[18]
+	mi := &file_godwit_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1574,7 @@ func (x *Heir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heir.ProtoReflect.Descriptor instead.
 func (*Heir) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Heir) GetHost() string {
@@ -1545,7 +1614,7 @@ type VMStatus struct {
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[19]
+	mi := &file_godwit_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1626,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[19]
+	mi := &file_godwit_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1639,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VMStatus) GetState() string {
@@ -1642,7 +1711,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_records_proto_msgTypes[20]
+	mi := &file_godwit_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1723,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[20]
+	mi := &file_godwit_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1736,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Heartbeat) GetCount() uint64 {
@@ -1715,7 +1784,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_godwit_v1_records_proto_msgTypes[21]
+	mi := &file_godwit_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1796,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[21]
+	mi := &file_godwit_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1809,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Usage) GetCpu() *durationpb.Duration {
@@ -1768,7 +1837,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_godwit_v1_records_proto_msgTypes[22]
+	mi := &file_godwit_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1849,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[22]
+	mi := &file_godwit_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1862,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Migration) GetId() string {
@@ -1834,7 +1903,7 @@ type MigrationSpec struct {
 
 func (x *MigrationSpec) Reset() {
 	*x = MigrationSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[23]
+	mi := &file_godwit_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +1915,7 @@ func (x *MigrationSpec) String() string {
 func (*MigrationSpec) ProtoMessage() {}
 
 func (x *MigrationSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[23]
+	mi := &file_godwit_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +1928,7 @@ func (x *MigrationSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationSpec.ProtoReflect.Descriptor instead.
 func (*MigrationSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MigrationSpec) GetVm() string {
@@ -1941,7 +2010,7 @@ type MigrationStatus struct {
 
 func (x *MigrationStatus) Reset() {
 	*x = MigrationStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[24]
+	mi := &file_godwit_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2022,7 @@ func (x *MigrationStatus) String() string {
 func (*MigrationStatus) ProtoMessage() {}
 
 func (x *MigrationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[24]
+	mi := &file_godwit_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2035,7 @@ func (x *MigrationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationStatus.ProtoReflect.Descriptor instead.
 func (*MigrationStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *MigrationStatus) GetPhase() string {
@@ -2043,7 +2112,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_records_proto_msgTypes[25]
+	mi := &file_godwit_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2124,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[25]
+	mi := &file_godwit_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2137,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Progress) GetRound() int32 {
@@ -2154,7 +2223,7 @@ type MigrationResult struct {
 
 func (x *MigrationResult) Reset() {
 	*x = MigrationResult{}
-	mi := &file_godwit_v1_records_proto_msgTypes[26]
+	mi := &file_godwit_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2235,7 @@ func (x *MigrationResult) String() string {
 func (*MigrationResult) ProtoMessage() {}
 
 func (x *MigrationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[26]
+	mi := &file_godwit_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2248,7 @@ func (x *MigrationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationResult.ProtoReflect.Descriptor instead.
 func (*MigrationResult) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MigrationResult) GetTotal() *durationpb.Duration {
@@ -2230,7 +2299,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_godwit_v1_records_proto_msgTypes[27]
+	mi := &file_godwit_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2311,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[27]
+	mi := &file_godwit_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2324,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Token) GetId() string {
@@ -2297,7 +2366,7 @@ type Epoch struct {
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_godwit_v1_records_proto_msgTypes[28]
+	mi := &file_godwit_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2378,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[28]
+	mi := &file_godwit_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2391,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Epoch) GetEpoch() uint64 {
@@ -2354,7 +2423,7 @@ type Guest struct {
 
 func (x *Guest) Reset() {
 	*x = Guest{}
-	mi := &file_godwit_v1_records_proto_msgTypes[29]
+	mi := &file_godwit_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2366,7 +2435,7 @@ func (x *Guest) String() string {
 func (*Guest) ProtoMessage() {}
 
 func (x *Guest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[29]
+	mi := &file_godwit_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2379,7 +2448,7 @@ func (x *Guest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guest.ProtoReflect.Descriptor instead.
 func (*Guest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Guest) GetAgent() bool {
@@ -2435,7 +2504,7 @@ type GuestNIC struct {
 
 func (x *GuestNIC) Reset() {
 	*x = GuestNIC{}
-	mi := &file_godwit_v1_records_proto_msgTypes[30]
+	mi := &file_godwit_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2516,7 @@ func (x *GuestNIC) String() string {
 func (*GuestNIC) ProtoMessage() {}
 
 func (x *GuestNIC) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[30]
+	mi := &file_godwit_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2529,7 @@ func (x *GuestNIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestNIC.ProtoReflect.Descriptor instead.
 func (*GuestNIC) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GuestNIC) GetName() string {
@@ -2501,7 +2570,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_godwit_v1_records_proto_msgTypes[31]
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2582,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[31]
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2595,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Image) GetFile() *File {
@@ -2597,7 +2666,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2678,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2691,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Task) GetId() string {
@@ -2662,7 +2731,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2674,7 +2743,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2687,7 +2756,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TaskSpec) GetKind() string {
@@ -2763,7 +2832,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +2844,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +2857,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TaskStatus) GetState() string {
@@ -2873,7 +2942,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	mi := &file_godwit_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +2954,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	mi := &file_godwit_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +2967,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Event) GetId() string {
@@ -2983,7 +3052,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.godwit.v1.HostSpecR\x04spec\x12-\n" +
-	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\"\xb3\x02\n" +
+	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\"\xd8\x02\n" +
 	"\bHostSpec\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05trunk\x18\x02 \x01(\tR\x05trunk\x12\x18\n" +
@@ -2998,7 +3067,12 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\bnetworks\x18\t \x03(\tR\bnetworks\x12\x1f\n" +
 	"\vnetwork_all\x18\n" +
 	" \x01(\bR\n" +
-	"networkAll\"\xeb\x01\n" +
+	"networkAll\x12#\n" +
+	"\x04uefi\x18\x14 \x01(\v2\x0f.godwit.v1.UefiR\x04uefi\"T\n" +
+	"\x04Uefi\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1b\n" +
+	"\tcode_size\x18\x02 \x01(\x03R\bcodeSize\x12\x1b\n" +
+	"\tvars_size\x18\x03 \x01(\x03R\bvarsSize\"\xeb\x01\n" +
 	"\x04Qemu\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -3249,112 +3323,114 @@ func file_godwit_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_godwit_v1_records_proto_goTypes = []any{
 	(Power)(0),                    // 0: godwit.v1.Power
 	(Verdict_State)(0),            // 1: godwit.v1.Verdict.State
 	(*Envelope)(nil),              // 2: godwit.v1.Envelope
 	(*Host)(nil),                  // 3: godwit.v1.Host
 	(*HostSpec)(nil),              // 4: godwit.v1.HostSpec
-	(*Qemu)(nil),                  // 5: godwit.v1.Qemu
-	(*Verdict)(nil),               // 6: godwit.v1.Verdict
-	(*HostStatus)(nil),            // 7: godwit.v1.HostStatus
-	(*DatastoreMount)(nil),        // 8: godwit.v1.DatastoreMount
-	(*Network)(nil),               // 9: godwit.v1.Network
-	(*NetworkSpec)(nil),           // 10: godwit.v1.NetworkSpec
-	(*PortForward)(nil),           // 11: godwit.v1.PortForward
-	(*VM)(nil),                    // 12: godwit.v1.VM
-	(*VMSpec)(nil),                // 13: godwit.v1.VMSpec
-	(*Boot)(nil),                  // 14: godwit.v1.Boot
-	(*File)(nil),                  // 15: godwit.v1.File
-	(*Disk)(nil),                  // 16: godwit.v1.Disk
-	(*NIC)(nil),                   // 17: godwit.v1.NIC
-	(*HostDevice)(nil),            // 18: godwit.v1.HostDevice
-	(*VMRun)(nil),                 // 19: godwit.v1.VMRun
-	(*Heir)(nil),                  // 20: godwit.v1.Heir
-	(*VMStatus)(nil),              // 21: godwit.v1.VMStatus
-	(*Heartbeat)(nil),             // 22: godwit.v1.Heartbeat
-	(*Usage)(nil),                 // 23: godwit.v1.Usage
-	(*Migration)(nil),             // 24: godwit.v1.Migration
-	(*MigrationSpec)(nil),         // 25: godwit.v1.MigrationSpec
-	(*MigrationStatus)(nil),       // 26: godwit.v1.MigrationStatus
-	(*Progress)(nil),              // 27: godwit.v1.Progress
-	(*MigrationResult)(nil),       // 28: godwit.v1.MigrationResult
-	(*Token)(nil),                 // 29: godwit.v1.Token
-	(*Epoch)(nil),                 // 30: godwit.v1.Epoch
-	(*Guest)(nil),                 // 31: godwit.v1.Guest
-	(*GuestNIC)(nil),              // 32: godwit.v1.GuestNIC
-	(*Image)(nil),                 // 33: godwit.v1.Image
-	(*Task)(nil),                  // 34: godwit.v1.Task
-	(*TaskSpec)(nil),              // 35: godwit.v1.TaskSpec
-	(*TaskStatus)(nil),            // 36: godwit.v1.TaskStatus
-	(*Event)(nil),                 // 37: godwit.v1.Event
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
+	(*Uefi)(nil),                  // 5: godwit.v1.Uefi
+	(*Qemu)(nil),                  // 6: godwit.v1.Qemu
+	(*Verdict)(nil),               // 7: godwit.v1.Verdict
+	(*HostStatus)(nil),            // 8: godwit.v1.HostStatus
+	(*DatastoreMount)(nil),        // 9: godwit.v1.DatastoreMount
+	(*Network)(nil),               // 10: godwit.v1.Network
+	(*NetworkSpec)(nil),           // 11: godwit.v1.NetworkSpec
+	(*PortForward)(nil),           // 12: godwit.v1.PortForward
+	(*VM)(nil),                    // 13: godwit.v1.VM
+	(*VMSpec)(nil),                // 14: godwit.v1.VMSpec
+	(*Boot)(nil),                  // 15: godwit.v1.Boot
+	(*File)(nil),                  // 16: godwit.v1.File
+	(*Disk)(nil),                  // 17: godwit.v1.Disk
+	(*NIC)(nil),                   // 18: godwit.v1.NIC
+	(*HostDevice)(nil),            // 19: godwit.v1.HostDevice
+	(*VMRun)(nil),                 // 20: godwit.v1.VMRun
+	(*Heir)(nil),                  // 21: godwit.v1.Heir
+	(*VMStatus)(nil),              // 22: godwit.v1.VMStatus
+	(*Heartbeat)(nil),             // 23: godwit.v1.Heartbeat
+	(*Usage)(nil),                 // 24: godwit.v1.Usage
+	(*Migration)(nil),             // 25: godwit.v1.Migration
+	(*MigrationSpec)(nil),         // 26: godwit.v1.MigrationSpec
+	(*MigrationStatus)(nil),       // 27: godwit.v1.MigrationStatus
+	(*Progress)(nil),              // 28: godwit.v1.Progress
+	(*MigrationResult)(nil),       // 29: godwit.v1.MigrationResult
+	(*Token)(nil),                 // 30: godwit.v1.Token
+	(*Epoch)(nil),                 // 31: godwit.v1.Epoch
+	(*Guest)(nil),                 // 32: godwit.v1.Guest
+	(*GuestNIC)(nil),              // 33: godwit.v1.GuestNIC
+	(*Image)(nil),                 // 34: godwit.v1.Image
+	(*Task)(nil),                  // 35: godwit.v1.Task
+	(*TaskSpec)(nil),              // 36: godwit.v1.TaskSpec
+	(*TaskStatus)(nil),            // 37: godwit.v1.TaskStatus
+	(*Event)(nil),                 // 38: godwit.v1.Event
+	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
 }
 var file_godwit_v1_records_proto_depIdxs = []int32{
 	4,  // 0: godwit.v1.Host.spec:type_name -> godwit.v1.HostSpec
-	7,  // 1: godwit.v1.Host.status:type_name -> godwit.v1.HostStatus
-	5,  // 2: godwit.v1.HostSpec.qemu:type_name -> godwit.v1.Qemu
-	8,  // 3: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
-	6,  // 4: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
-	1,  // 5: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
-	38, // 6: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
-	10, // 7: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
-	11, // 8: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
-	13, // 9: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
-	19, // 10: godwit.v1.VM.run:type_name -> godwit.v1.VMRun
-	21, // 11: godwit.v1.VM.status:type_name -> godwit.v1.VMStatus
-	16, // 12: godwit.v1.VMSpec.disks:type_name -> godwit.v1.Disk
-	17, // 13: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
-	14, // 14: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
-	18, // 15: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
-	38, // 16: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
-	15, // 17: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
-	15, // 18: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
-	15, // 19: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
-	15, // 20: godwit.v1.Boot.vars:type_name -> godwit.v1.File
-	15, // 21: godwit.v1.Disk.file:type_name -> godwit.v1.File
-	20, // 22: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
-	0,  // 23: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
-	38, // 24: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
-	22, // 25: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
-	23, // 26: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
-	31, // 27: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
-	39, // 28: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
-	38, // 29: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
-	39, // 30: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	25, // 31: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
-	26, // 32: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
-	39, // 33: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
-	38, // 34: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
-	27, // 35: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
-	38, // 36: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
-	38, // 37: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
-	28, // 38: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
-	39, // 39: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
-	39, // 40: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
-	39, // 41: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
-	39, // 42: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
-	39, // 43: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
-	39, // 44: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
-	38, // 45: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	32, // 46: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
-	38, // 47: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
-	15, // 48: godwit.v1.Image.file:type_name -> godwit.v1.File
-	15, // 49: godwit.v1.Image.backing:type_name -> godwit.v1.File
-	38, // 50: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
-	35, // 51: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
-	36, // 52: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
-	38, // 53: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
-	38, // 54: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
-	38, // 55: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
-	38, // 56: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	8,  // 1: godwit.v1.Host.status:type_name -> godwit.v1.HostStatus
+	6,  // 2: godwit.v1.HostSpec.qemu:type_name -> godwit.v1.Qemu
+	9,  // 3: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
+	5,  // 4: godwit.v1.HostSpec.uefi:type_name -> godwit.v1.Uefi
+	7,  // 5: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
+	1,  // 6: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
+	39, // 7: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
+	11, // 8: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
+	12, // 9: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
+	14, // 10: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
+	20, // 11: godwit.v1.VM.run:type_name -> godwit.v1.VMRun
+	22, // 12: godwit.v1.VM.status:type_name -> godwit.v1.VMStatus
+	17, // 13: godwit.v1.VMSpec.disks:type_name -> godwit.v1.Disk
+	18, // 14: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
+	15, // 15: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
+	19, // 16: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
+	39, // 17: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
+	16, // 18: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
+	16, // 19: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
+	16, // 20: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
+	16, // 21: godwit.v1.Boot.vars:type_name -> godwit.v1.File
+	16, // 22: godwit.v1.Disk.file:type_name -> godwit.v1.File
+	21, // 23: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
+	0,  // 24: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
+	39, // 25: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
+	23, // 26: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
+	24, // 27: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
+	32, // 28: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
+	40, // 29: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
+	39, // 30: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
+	40, // 31: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	26, // 32: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
+	27, // 33: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
+	40, // 34: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
+	39, // 35: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
+	28, // 36: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
+	39, // 37: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
+	39, // 38: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
+	29, // 39: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
+	40, // 40: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
+	40, // 41: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	40, // 42: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
+	40, // 43: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
+	40, // 44: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
+	40, // 45: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
+	39, // 46: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	33, // 47: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
+	39, // 48: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
+	16, // 49: godwit.v1.Image.file:type_name -> godwit.v1.File
+	16, // 50: godwit.v1.Image.backing:type_name -> godwit.v1.File
+	39, // 51: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
+	36, // 52: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
+	37, // 53: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
+	39, // 54: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
+	39, // 55: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
+	39, // 56: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
+	39, // 57: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_records_proto_init() }
@@ -3368,7 +3444,7 @@ func file_godwit_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_records_proto_rawDesc), len(file_godwit_v1_records_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,6 +25,7 @@ type CreateVM struct {
 	Boot     inventory.Boot
 	Disks    []CreateDisk
 	NICs     []inventory.NIC
+	Display  bool // a screen that VNC shows
 }
 
 // CreateDisk is an existing image, or with a Size one to make.
@@ -80,6 +81,15 @@ func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err
 	if err != nil {
 		return vm, err
 	}
+	undoVars, err := a.makeVars(ctx, &spec)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undoVars())
+		}
+	}()
+	if err != nil {
+		return vm, err
+	}
 	vm = inventory.VM{
 		ID: inventory.NewVMID(), Spec: spec,
 		Run:    inventory.VMRun{Owner: a.Host(), Wanted: inventory.PowerOff},
@@ -97,8 +107,9 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 	spec := inventory.VMSpec{
 		Name: want.Name, UUID: inventory.NewUUID(), CPUs: want.CPUs, Memory: want.Memory, Machine: a.abilities.Machine(),
 		CPUModel: want.CPUModel, Boot: want.Boot, Created: time.Now(),
-		Layout: inventory.LayoutNew,
+		Layout: inventory.LayoutNew, Display: want.Display,
 	}
+	spec.Boot.Vars = inventory.File{} // they are made, never chosen
 	var bad []string
 	kind := fault.NotFound // as long as nothing worse is wrong
 	refuse := func(err error) {

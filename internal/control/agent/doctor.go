@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
@@ -18,7 +19,7 @@ type Check struct {
 
 // Doctor examines this host, running the probes that have no cached result.
 func (a *Agent) Doctor(ctx context.Context) []Check {
-	return []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), a.checkUser(), a.checkCgroup(), a.checkDatastores(), a.checkSwitch(ctx)}
+	return []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), a.checkUEFI(), a.checkUser(), a.checkCgroup(), a.checkDatastores(), a.checkSwitch(ctx)}
 }
 
 func (a *Agent) checkQEMU() Check {
@@ -56,6 +57,15 @@ func (a *Agent) checkMemory(ctx context.Context) Check {
 		c.State, c.Fix = "bad", "install a newer QEMU (Debian 12: from the backports suite): live migration is refused until then"
 	}
 	return c
+}
+
+// checkUEFI tells whether VMs with UEFI can run here.
+func (a *Agent) checkUEFI() Check {
+	f, err := qemu.FindFirmware()
+	if err != nil {
+		return Check{Name: "uefi", State: "warn", Detail: "no UEFI firmware: VMs with --uefi cannot run here", Fix: "install the ovmf package"}
+	}
+	return Check{Name: "uefi", State: "good", Detail: fmt.Sprintf("%s, %d bytes", f.Code, f.CodeSize)}
 }
 
 func (a *Agent) checkUser() Check {

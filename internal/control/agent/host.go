@@ -112,6 +112,9 @@ func (a *Agent) describe(ctx context.Context) (inventory.Host, error) {
 			}
 		}
 	}
+	if f, err := qemu.FindFirmware(); err == nil {
+		h.Spec.UEFI = inventory.UEFI{Code: f.Code, CodeSize: f.CodeSize, VarsSize: f.VarsSize}
+	}
 	networks, err := a.Store.Networks(ctx)
 	if err != nil {
 		return h, err

@@ -207,9 +207,13 @@ func (a *Agent) startQEMU(ctx context.Context, v *vm, incoming bool) (*qemu.Proc
 	for i, p := range v.ports() {
 		ports[v.stored.Spec.NICs[i].Name] = p.Socket
 	}
+	firmware, err := a.firmware(v.stored.Spec)
+	if err != nil {
+		return nil, err
+	}
 	return qemu.Start(ctx, qemu.Config{
 		Spec: v.stored.Spec, User: a.User, Cgroup: path.Join("godwit", string(a.Host()), string(v.id)),
-		Env: qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Ports: ports},
+		Env: qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Firmware: firmware, Ports: ports},
 	})
 }
 

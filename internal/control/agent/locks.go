@@ -28,6 +28,7 @@ func datastores(spec inventory.VMSpec) []inventory.DatastoreID {
 	add(spec.Boot.Firmware)
 	add(spec.Boot.Kernel)
 	add(spec.Boot.Initrd)
+	add(spec.Boot.Vars)
 	return ids
 }
 
@@ -107,6 +108,7 @@ func (a *Agent) forget(vm inventory.VM, deleteDisks bool) error {
 				all = errors.Join(all, fault.Wrap("delete", d.Name, err))
 			}
 		}
+		all = errors.Join(all, a.removeVars(vm))
 	}
 	return errors.Join(all, journal.Remove(a.journal(vm.ID).path))
 }

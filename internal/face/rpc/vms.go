@@ -31,8 +31,9 @@ func (s *vms) CreateVM(ctx context.Context, req *connect.Request[godwitv1.Create
 	}
 	want := agent.CreateVM{
 		Name: m.GetName(), CPUs: int(m.GetCpus()), Memory: inventory.Bytes(m.GetMemory()), CPUModel: m.GetCpuModel(),
-		Boot: wire.FromBoot(m.GetBoot()),
+		Boot: wire.FromBoot(m.GetBoot()), Display: m.GetDisplay(),
 	}
+	want.Boot.UEFI = want.Boot.UEFI || m.GetUefi()
 	for _, d := range m.GetDisks() {
 		want.Disks = append(want.Disks, agent.CreateDisk{
 			Datastore: d.GetDatastore(), Path: d.GetPath(), Size: inventory.Bytes(d.GetSize()), Format: inventory.DiskFormat(d.GetFormat()),

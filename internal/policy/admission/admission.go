@@ -69,6 +69,8 @@ func Check(f Facts) []string {
 			f.Source.ID, from, f.Target.ID, to, from)
 	}
 	r.machine(f.VM.Spec, f.Target)
+	r.uefi(f.VM.Spec, f.Target)
+	f.flash(r)
 	r.memory(f.VM.Spec, f.Target)
 	f.storage(r)
 	r.networks(f.VM.Spec, f.Target)
@@ -187,6 +189,7 @@ func Create(spec inventory.VMSpec, host inventory.Host) []string {
 		}
 	}
 	r.machine(spec, host)
+	r.uefi(spec, host)
 	r.memory(spec, host)
 	for _, id := range datastores(spec) {
 		if _, ok := mount(host, id); !ok {
@@ -206,6 +209,22 @@ func (r *reasons) machine(spec inventory.VMSpec, host inventory.Host) {
 	}
 	if !slices.Contains(q.CPUModels, spec.CPUModel) {
 		r.add("%s cannot run CPU model %s in full (%s): create the VM with a model that all hosts can run", host.ID, spec.CPUModel, q.Accelerator)
+	}
+}
+
+// uefi wants firmware on the host for a VM that is started by it.
+func (r *reasons) uefi(spec inventory.VMSpec, host inventory.Host) {
+	if spec.Boot.UEFI && host.Spec.UEFI.Code == "" {
+		r.add("%s has no UEFI firmware, which the VM starts from: install the ovmf package there", host.ID)
+	}
+}
+
+// flash wants both sides' firmware to fill the same flash chips. Their content moves with the VM, so the builds need not be the same.
+func (f Facts) flash(r *reasons) {
+	from, to := f.Source.Spec.UEFI, f.Target.Spec.UEFI
+	if f.VM.Spec.Boot.UEFI && from.Code != "" && to.Code != "" && (from.CodeSize != to.CodeSize || from.VarsSize != to.VarsSize) {
+		r.add("the UEFI firmware of %s (%s, %d and %d bytes) has another size than that of %s (%s, %d and %d bytes): install the same build of the ovmf package on both",
+			f.Target.ID, to.Code, to.CodeSize, to.VarsSize, f.Source.ID, from.Code, from.CodeSize, from.VarsSize)
 	}
 }
 

@@ -87,6 +87,8 @@ var defects = []defect{
 	{"source lacks ability", "source ability", func(f *Facts) { f.SourceLacks = []string{"pause-before-switchover", "return-path"} }},
 	{"target lacks ability", "target ability", func(f *Facts) { f.TargetLacks = []string{"return-path"} }},
 	{"source has kvm", "accelerator", func(f *Facts) { f.Source.Spec.QEMU.Accelerator = "kvm" }},
+	{"target lacks uefi", "uefi", func(f *Facts) { f.withUEFI(1, 0) }},
+	{"target has other uefi", "uefi", func(f *Facts) { f.withUEFI(1, 2) }},
 	{"target memory short", "memory", func(f *Facts) { f.Target.Status.MemoryFree = 639 * inventory.MiB }},
 	{"target not mounted", "mount", func(f *Facts) { f.Target.Spec.Datastores = nil }},
 	{"target has another datastore of the name", "mount", func(f *Facts) {
@@ -100,6 +102,24 @@ var defects = []defect{
 		f.Source.Spec.Datastores = []inventory.DatastoreMount{{ID: "ds-1", Name: "main", Path: "/srv/main"}}
 	}},
 	{"target lacks network", "network", func(f *Facts) { f.Target.Spec.Networks = nil }},
+}
+
+// withUEFI lets the VM start from UEFI, with firmware of that many MiB on both sides; 0 is none.
+func (f *Facts) withUEFI(source, target inventory.Bytes) {
+	f.VM.Spec.Boot.UEFI = true
+	for host, size := range map[*inventory.Host]inventory.Bytes{&f.Source: source, &f.Target: target} {
+		if size > 0 {
+			host.Spec.UEFI = inventory.UEFI{Code: "/usr/share/OVMF/OVMF_CODE.fd", CodeSize: size * inventory.MiB, VarsSize: 128 * inventory.KiB}
+		}
+	}
+}
+
+func TestTheSameFirmwareOnBothSidesIsNoReason(t *testing.T) {
+	f := healthy()
+	f.withUEFI(1, 1)
+	if reasons := Check(f); len(reasons) > 0 {
+		t.Error(reasons)
+	}
 }
 
 // TestStories walks testdata/*.txt: each block names what is wrong with healthy facts, and after the dashes the reasons follow.
