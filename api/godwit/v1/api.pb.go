@@ -3005,6 +3005,307 @@ func (x *DiscardResponse) GetAnswer() DiscardResponse_Answer {
 	return DiscardResponse_ANSWER_UNSPECIFIED
 }
 
+type AdmitMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          string                 `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	Vm            *VM                    `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"` // as it is to be there
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	SourceEpoch   uint64                 `protobuf:"varint,4,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
+	Files         []*MoveFile            `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`   // that are to be sent
+	Marked        []string               `protobuf:"bytes,6,rep,name=marked,proto3" json:"marked,omitempty"` // datastores on which the source has left a mark of this move
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitMoveRequest) Reset() {
+	*x = AdmitMoveRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitMoveRequest) ProtoMessage() {}
+
+func (x *AdmitMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitMoveRequest.ProtoReflect.Descriptor instead.
+func (*AdmitMoveRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *AdmitMoveRequest) GetMove() string {
+	if x != nil {
+		return x.Move
+	}
+	return ""
+}
+
+func (x *AdmitMoveRequest) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *AdmitMoveRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AdmitMoveRequest) GetSourceEpoch() uint64 {
+	if x != nil {
+		return x.SourceEpoch
+	}
+	return 0
+}
+
+func (x *AdmitMoveRequest) GetFiles() []*MoveFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *AdmitMoveRequest) GetMarked() []string {
+	if x != nil {
+		return x.Marked
+	}
+	return nil
+}
+
+// MoveFile is a file that a move brings to another datastore.
+type MoveFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          *File                  `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`     // where it is to be
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`    // what it takes on the disk
+	Sha256        []byte                 `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"` // of a file that may be there already, as other VMs use it too; else empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveFile) Reset() {
+	*x = MoveFile{}
+	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveFile) ProtoMessage() {}
+
+func (x *MoveFile) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveFile.ProtoReflect.Descriptor instead.
+func (*MoveFile) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *MoveFile) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+func (x *MoveFile) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *MoveFile) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+type AdmitMoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reasons       []string               `protobuf:"bytes,1,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	TargetEpoch   uint64                 `protobuf:"varint,2,opt,name=target_epoch,json=targetEpoch,proto3" json:"target_epoch,omitempty"`
+	Present       []*File                `protobuf:"bytes,3,rep,name=present,proto3" json:"present,omitempty"` // files that are there already and need not be sent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmitMoveResponse) Reset() {
+	*x = AdmitMoveResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmitMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmitMoveResponse) ProtoMessage() {}
+
+func (x *AdmitMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmitMoveResponse.ProtoReflect.Descriptor instead.
+func (*AdmitMoveResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *AdmitMoveResponse) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *AdmitMoveResponse) GetTargetEpoch() uint64 {
+	if x != nil {
+		return x.TargetEpoch
+	}
+	return 0
+}
+
+func (x *AdmitMoveResponse) GetPresent() []*File {
+	if x != nil {
+		return x.Present
+	}
+	return nil
+}
+
+type EndMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          string                 `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	Vm            string                 `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"`
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndMoveRequest) Reset() {
+	*x = EndMoveRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndMoveRequest) ProtoMessage() {}
+
+func (x *EndMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndMoveRequest.ProtoReflect.Descriptor instead.
+func (*EndMoveRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *EndMoveRequest) GetMove() string {
+	if x != nil {
+		return x.Move
+	}
+	return ""
+}
+
+func (x *EndMoveRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *EndMoveRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+type EndMoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndMoveResponse) Reset() {
+	*x = EndMoveResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndMoveResponse) ProtoMessage() {}
+
+func (x *EndMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndMoveResponse.ProtoReflect.Descriptor instead.
+func (*EndMoveResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{60}
+}
+
 type CloneVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -3018,7 +3319,7 @@ type CloneVMRequest struct {
 
 func (x *CloneVMRequest) Reset() {
 	*x = CloneVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	mi := &file_godwit_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3030,7 +3331,7 @@ func (x *CloneVMRequest) String() string {
 func (*CloneVMRequest) ProtoMessage() {}
 
 func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	mi := &file_godwit_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3043,7 +3344,7 @@ func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMRequest.ProtoReflect.Descriptor instead.
 func (*CloneVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CloneVMRequest) GetVm() string {
@@ -3090,7 +3391,7 @@ type CloneVMResponse struct {
 
 func (x *CloneVMResponse) Reset() {
 	*x = CloneVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	mi := &file_godwit_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3102,7 +3403,7 @@ func (x *CloneVMResponse) String() string {
 func (*CloneVMResponse) ProtoMessage() {}
 
 func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	mi := &file_godwit_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3115,7 +3416,7 @@ func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMResponse.ProtoReflect.Descriptor instead.
 func (*CloneVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CloneVMResponse) GetVm() *VM {
@@ -3135,7 +3436,7 @@ type SetTemplateRequest struct {
 
 func (x *SetTemplateRequest) Reset() {
 	*x = SetTemplateRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	mi := &file_godwit_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3448,7 @@ func (x *SetTemplateRequest) String() string {
 func (*SetTemplateRequest) ProtoMessage() {}
 
 func (x *SetTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	mi := &file_godwit_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3461,7 @@ func (x *SetTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTemplateRequest.ProtoReflect.Descriptor instead.
 func (*SetTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *SetTemplateRequest) GetVm() string {
@@ -3186,7 +3487,7 @@ type SetTemplateResponse struct {
 
 func (x *SetTemplateResponse) Reset() {
 	*x = SetTemplateResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	mi := &file_godwit_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3499,7 @@ func (x *SetTemplateResponse) String() string {
 func (*SetTemplateResponse) ProtoMessage() {}
 
 func (x *SetTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	mi := &file_godwit_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3512,7 @@ func (x *SetTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTemplateResponse.ProtoReflect.Descriptor instead.
 func (*SetTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetTemplateResponse) GetVm() *VM {
@@ -3232,7 +3533,7 @@ type MoveVMRequest struct {
 
 func (x *MoveVMRequest) Reset() {
 	*x = MoveVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	mi := &file_godwit_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3545,7 @@ func (x *MoveVMRequest) String() string {
 func (*MoveVMRequest) ProtoMessage() {}
 
 func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	mi := &file_godwit_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3558,7 @@ func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVMRequest.ProtoReflect.Descriptor instead.
 func (*MoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *MoveVMRequest) GetVm() string {
@@ -3290,7 +3591,7 @@ type MoveVMResponse struct {
 
 func (x *MoveVMResponse) Reset() {
 	*x = MoveVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[61]
+	mi := &file_godwit_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3603,7 @@ func (x *MoveVMResponse) String() string {
 func (*MoveVMResponse) ProtoMessage() {}
 
 func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[61]
+	mi := &file_godwit_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,10 +3616,122 @@ func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVMResponse.ProtoReflect.Descriptor instead.
 func (*MoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MoveVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+type SetVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Cpus          int32                  `protobuf:"varint,2,opt,name=cpus,proto3" json:"cpus,omitempty"`             // 0: as it is
+	Memory        int64                  `protobuf:"varint,3,opt,name=memory,proto3" json:"memory,omitempty"`         // 0: as it is
+	Display       *bool                  `protobuf:"varint,4,opt,name=display,proto3,oneof" json:"display,omitempty"` // absent: as it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMRequest) Reset() {
+	*x = SetVMRequest{}
+	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMRequest) ProtoMessage() {}
+
+func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
+func (*SetVMRequest) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *SetVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetVMRequest) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *SetVMRequest) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *SetVMRequest) GetDisplay() bool {
+	if x != nil && x.Display != nil {
+		return *x.Display
+	}
+	return false
+}
+
+type SetVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMResponse) Reset() {
+	*x = SetVMResponse{}
+	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMResponse) ProtoMessage() {}
+
+func (x *SetVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMResponse.ProtoReflect.Descriptor instead.
+func (*SetVMResponse) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *SetVMResponse) GetVm() *VM {
 	if x != nil {
 		return x.Vm
 	}
@@ -3335,7 +3748,7 @@ type AddDiskRequest struct {
 
 func (x *AddDiskRequest) Reset() {
 	*x = AddDiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[62]
+	mi := &file_godwit_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3760,7 @@ func (x *AddDiskRequest) String() string {
 func (*AddDiskRequest) ProtoMessage() {}
 
 func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[62]
+	mi := &file_godwit_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +3773,7 @@ func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
 func (*AddDiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *AddDiskRequest) GetVm() string {
@@ -3386,7 +3799,7 @@ type AddDiskResponse struct {
 
 func (x *AddDiskResponse) Reset() {
 	*x = AddDiskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[63]
+	mi := &file_godwit_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3398,7 +3811,7 @@ func (x *AddDiskResponse) String() string {
 func (*AddDiskResponse) ProtoMessage() {}
 
 func (x *AddDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[63]
+	mi := &file_godwit_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3411,7 +3824,7 @@ func (x *AddDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDiskResponse.ProtoReflect.Descriptor instead.
 func (*AddDiskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AddDiskResponse) GetVm() *VM {
@@ -3432,7 +3845,7 @@ type RemoveDiskRequest struct {
 
 func (x *RemoveDiskRequest) Reset() {
 	*x = RemoveDiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[64]
+	mi := &file_godwit_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3857,7 @@ func (x *RemoveDiskRequest) String() string {
 func (*RemoveDiskRequest) ProtoMessage() {}
 
 func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[64]
+	mi := &file_godwit_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3870,7 @@ func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveDiskRequest) GetVm() string {
@@ -3490,7 +3903,7 @@ type RemoveDiskResponse struct {
 
 func (x *RemoveDiskResponse) Reset() {
 	*x = RemoveDiskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[65]
+	mi := &file_godwit_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3502,7 +3915,7 @@ func (x *RemoveDiskResponse) String() string {
 func (*RemoveDiskResponse) ProtoMessage() {}
 
 func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[65]
+	mi := &file_godwit_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3515,7 +3928,7 @@ func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDiskResponse.ProtoReflect.Descriptor instead.
 func (*RemoveDiskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveDiskResponse) GetVm() *VM {
@@ -3536,7 +3949,7 @@ type GrowDiskRequest struct {
 
 func (x *GrowDiskRequest) Reset() {
 	*x = GrowDiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[66]
+	mi := &file_godwit_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3548,7 +3961,7 @@ func (x *GrowDiskRequest) String() string {
 func (*GrowDiskRequest) ProtoMessage() {}
 
 func (x *GrowDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[66]
+	mi := &file_godwit_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3561,7 +3974,7 @@ func (x *GrowDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowDiskRequest.ProtoReflect.Descriptor instead.
 func (*GrowDiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GrowDiskRequest) GetVm() string {
@@ -3594,7 +4007,7 @@ type GrowDiskResponse struct {
 
 func (x *GrowDiskResponse) Reset() {
 	*x = GrowDiskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	mi := &file_godwit_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +4019,7 @@ func (x *GrowDiskResponse) String() string {
 func (*GrowDiskResponse) ProtoMessage() {}
 
 func (x *GrowDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	mi := &file_godwit_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +4032,7 @@ func (x *GrowDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowDiskResponse.ProtoReflect.Descriptor instead.
 func (*GrowDiskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GrowDiskResponse) GetVm() *VM {
@@ -3639,7 +4052,7 @@ type AddNICRequest struct {
 
 func (x *AddNICRequest) Reset() {
 	*x = AddNICRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	mi := &file_godwit_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +4064,7 @@ func (x *AddNICRequest) String() string {
 func (*AddNICRequest) ProtoMessage() {}
 
 func (x *AddNICRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	mi := &file_godwit_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +4077,7 @@ func (x *AddNICRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNICRequest.ProtoReflect.Descriptor instead.
 func (*AddNICRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *AddNICRequest) GetVm() string {
@@ -3690,7 +4103,7 @@ type AddNICResponse struct {
 
 func (x *AddNICResponse) Reset() {
 	*x = AddNICResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[69]
+	mi := &file_godwit_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +4115,7 @@ func (x *AddNICResponse) String() string {
 func (*AddNICResponse) ProtoMessage() {}
 
 func (x *AddNICResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[69]
+	mi := &file_godwit_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +4128,7 @@ func (x *AddNICResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNICResponse.ProtoReflect.Descriptor instead.
 func (*AddNICResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *AddNICResponse) GetVm() *VM {
@@ -3735,7 +4148,7 @@ type RemoveNICRequest struct {
 
 func (x *RemoveNICRequest) Reset() {
 	*x = RemoveNICRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[70]
+	mi := &file_godwit_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3747,7 +4160,7 @@ func (x *RemoveNICRequest) String() string {
 func (*RemoveNICRequest) ProtoMessage() {}
 
 func (x *RemoveNICRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[70]
+	mi := &file_godwit_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3760,7 +4173,7 @@ func (x *RemoveNICRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNICRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNICRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *RemoveNICRequest) GetVm() string {
@@ -3786,7 +4199,7 @@ type RemoveNICResponse struct {
 
 func (x *RemoveNICResponse) Reset() {
 	*x = RemoveNICResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[71]
+	mi := &file_godwit_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3798,7 +4211,7 @@ func (x *RemoveNICResponse) String() string {
 func (*RemoveNICResponse) ProtoMessage() {}
 
 func (x *RemoveNICResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[71]
+	mi := &file_godwit_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3811,7 +4224,7 @@ func (x *RemoveNICResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNICResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNICResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RemoveNICResponse) GetVm() *VM {
@@ -3830,7 +4243,7 @@ type ScreenshotVMRequest struct {
 
 func (x *ScreenshotVMRequest) Reset() {
 	*x = ScreenshotVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[72]
+	mi := &file_godwit_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +4255,7 @@ func (x *ScreenshotVMRequest) String() string {
 func (*ScreenshotVMRequest) ProtoMessage() {}
 
 func (x *ScreenshotVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[72]
+	mi := &file_godwit_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +4268,7 @@ func (x *ScreenshotVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotVMRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ScreenshotVMRequest) GetVm() string {
@@ -3874,7 +4287,7 @@ type ScreenshotVMResponse struct {
 
 func (x *ScreenshotVMResponse) Reset() {
 	*x = ScreenshotVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[73]
+	mi := &file_godwit_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3886,7 +4299,7 @@ func (x *ScreenshotVMResponse) String() string {
 func (*ScreenshotVMResponse) ProtoMessage() {}
 
 func (x *ScreenshotVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[73]
+	mi := &file_godwit_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3899,7 +4312,7 @@ func (x *ScreenshotVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotVMResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ScreenshotVMResponse) GetPng() []byte {
@@ -3919,7 +4332,7 @@ type DisplayVMRequest struct {
 
 func (x *DisplayVMRequest) Reset() {
 	*x = DisplayVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[74]
+	mi := &file_godwit_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4344,7 @@ func (x *DisplayVMRequest) String() string {
 func (*DisplayVMRequest) ProtoMessage() {}
 
 func (x *DisplayVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[74]
+	mi := &file_godwit_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4357,7 @@ func (x *DisplayVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayVMRequest.ProtoReflect.Descriptor instead.
 func (*DisplayVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DisplayVMRequest) GetVm() string {
@@ -3970,7 +4383,7 @@ type DisplayVMResponse struct {
 
 func (x *DisplayVMResponse) Reset() {
 	*x = DisplayVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[75]
+	mi := &file_godwit_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4395,7 @@ func (x *DisplayVMResponse) String() string {
 func (*DisplayVMResponse) ProtoMessage() {}
 
 func (x *DisplayVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[75]
+	mi := &file_godwit_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4408,7 @@ func (x *DisplayVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayVMResponse.ProtoReflect.Descriptor instead.
 func (*DisplayVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DisplayVMResponse) GetOutput() []byte {
@@ -4014,7 +4427,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[76]
+	mi := &file_godwit_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4026,7 +4439,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[76]
+	mi := &file_godwit_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4039,7 +4452,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListImagesRequest) GetDatastore() string {
@@ -4058,7 +4471,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[77]
+	mi := &file_godwit_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4483,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[77]
+	mi := &file_godwit_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4496,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -4102,7 +4515,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[78]
+	mi := &file_godwit_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4114,7 +4527,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[78]
+	mi := &file_godwit_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4127,7 +4540,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetImageRequest) GetFile() *File {
@@ -4146,7 +4559,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[79]
+	mi := &file_godwit_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +4571,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[79]
+	mi := &file_godwit_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +4584,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -4192,7 +4605,7 @@ type CreateImageRequest struct {
 
 func (x *CreateImageRequest) Reset() {
 	*x = CreateImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[80]
+	mi := &file_godwit_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4204,7 +4617,7 @@ func (x *CreateImageRequest) String() string {
 func (*CreateImageRequest) ProtoMessage() {}
 
 func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[80]
+	mi := &file_godwit_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4217,7 +4630,7 @@ func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
 func (*CreateImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CreateImageRequest) GetFile() *File {
@@ -4250,7 +4663,7 @@ type CreateImageResponse struct {
 
 func (x *CreateImageResponse) Reset() {
 	*x = CreateImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[81]
+	mi := &file_godwit_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4262,7 +4675,7 @@ func (x *CreateImageResponse) String() string {
 func (*CreateImageResponse) ProtoMessage() {}
 
 func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[81]
+	mi := &file_godwit_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4275,7 +4688,7 @@ func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageResponse.ProtoReflect.Descriptor instead.
 func (*CreateImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateImageResponse) GetImage() *Image {
@@ -4298,7 +4711,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[82]
+	mi := &file_godwit_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4310,7 +4723,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[82]
+	mi := &file_godwit_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4323,7 +4736,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ImportImageRequest) GetFile() *File {
@@ -4370,7 +4783,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[83]
+	mi := &file_godwit_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4795,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[83]
+	mi := &file_godwit_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4808,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ImportImageResponse) GetImage() *Image {
@@ -4417,7 +4830,7 @@ type CloneImageRequest struct {
 
 func (x *CloneImageRequest) Reset() {
 	*x = CloneImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[84]
+	mi := &file_godwit_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4429,7 +4842,7 @@ func (x *CloneImageRequest) String() string {
 func (*CloneImageRequest) ProtoMessage() {}
 
 func (x *CloneImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[84]
+	mi := &file_godwit_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4442,7 +4855,7 @@ func (x *CloneImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneImageRequest.ProtoReflect.Descriptor instead.
 func (*CloneImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CloneImageRequest) GetFile() *File {
@@ -4482,7 +4895,7 @@ type CloneImageResponse struct {
 
 func (x *CloneImageResponse) Reset() {
 	*x = CloneImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[85]
+	mi := &file_godwit_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4494,7 +4907,7 @@ func (x *CloneImageResponse) String() string {
 func (*CloneImageResponse) ProtoMessage() {}
 
 func (x *CloneImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[85]
+	mi := &file_godwit_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4507,7 +4920,7 @@ func (x *CloneImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneImageResponse.ProtoReflect.Descriptor instead.
 func (*CloneImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CloneImageResponse) GetImage() *Image {
@@ -4527,7 +4940,7 @@ type GrowImageRequest struct {
 
 func (x *GrowImageRequest) Reset() {
 	*x = GrowImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[86]
+	mi := &file_godwit_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4952,7 @@ func (x *GrowImageRequest) String() string {
 func (*GrowImageRequest) ProtoMessage() {}
 
 func (x *GrowImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[86]
+	mi := &file_godwit_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4965,7 @@ func (x *GrowImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowImageRequest.ProtoReflect.Descriptor instead.
 func (*GrowImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *GrowImageRequest) GetFile() *File {
@@ -4578,7 +4991,7 @@ type GrowImageResponse struct {
 
 func (x *GrowImageResponse) Reset() {
 	*x = GrowImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[87]
+	mi := &file_godwit_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +5003,7 @@ func (x *GrowImageResponse) String() string {
 func (*GrowImageResponse) ProtoMessage() {}
 
 func (x *GrowImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[87]
+	mi := &file_godwit_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +5016,7 @@ func (x *GrowImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowImageResponse.ProtoReflect.Descriptor instead.
 func (*GrowImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GrowImageResponse) GetImage() *Image {
@@ -4622,7 +5035,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[88]
+	mi := &file_godwit_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4634,7 +5047,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[88]
+	mi := &file_godwit_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4647,7 +5060,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *DeleteImageRequest) GetFile() *File {
@@ -4665,7 +5078,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[89]
+	mi := &file_godwit_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4677,7 +5090,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[89]
+	mi := &file_godwit_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4690,7 +5103,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 type ListTasksRequest struct {
@@ -4704,7 +5117,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[90]
+	mi := &file_godwit_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4716,7 +5129,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[90]
+	mi := &file_godwit_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4729,7 +5142,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListTasksRequest) GetActive() bool {
@@ -4762,7 +5175,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[91]
+	mi := &file_godwit_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4774,7 +5187,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[91]
+	mi := &file_godwit_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4787,7 +5200,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -4806,7 +5219,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[92]
+	mi := &file_godwit_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4818,7 +5231,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[92]
+	mi := &file_godwit_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4831,7 +5244,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -4850,7 +5263,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[93]
+	mi := &file_godwit_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4862,7 +5275,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[93]
+	mi := &file_godwit_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4875,7 +5288,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *GetTaskResponse) GetTask() *Task {
@@ -4894,7 +5307,7 @@ type WatchTaskRequest struct {
 
 func (x *WatchTaskRequest) Reset() {
 	*x = WatchTaskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[94]
+	mi := &file_godwit_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4906,7 +5319,7 @@ func (x *WatchTaskRequest) String() string {
 func (*WatchTaskRequest) ProtoMessage() {}
 
 func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[94]
+	mi := &file_godwit_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4919,7 +5332,7 @@ func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTaskRequest.ProtoReflect.Descriptor instead.
 func (*WatchTaskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *WatchTaskRequest) GetTask() string {
@@ -4938,7 +5351,7 @@ type WatchTaskResponse struct {
 
 func (x *WatchTaskResponse) Reset() {
 	*x = WatchTaskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[95]
+	mi := &file_godwit_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4950,7 +5363,7 @@ func (x *WatchTaskResponse) String() string {
 func (*WatchTaskResponse) ProtoMessage() {}
 
 func (x *WatchTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[95]
+	mi := &file_godwit_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4963,7 +5376,7 @@ func (x *WatchTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTaskResponse.ProtoReflect.Descriptor instead.
 func (*WatchTaskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *WatchTaskResponse) GetTask() *Task {
@@ -4982,7 +5395,7 @@ type CancelTaskRequest struct {
 
 func (x *CancelTaskRequest) Reset() {
 	*x = CancelTaskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[96]
+	mi := &file_godwit_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4994,7 +5407,7 @@ func (x *CancelTaskRequest) String() string {
 func (*CancelTaskRequest) ProtoMessage() {}
 
 func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[96]
+	mi := &file_godwit_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5007,7 +5420,7 @@ func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelTaskRequest.ProtoReflect.Descriptor instead.
 func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *CancelTaskRequest) GetTask() string {
@@ -5026,7 +5439,7 @@ type CancelTaskResponse struct {
 
 func (x *CancelTaskResponse) Reset() {
 	*x = CancelTaskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[97]
+	mi := &file_godwit_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5038,7 +5451,7 @@ func (x *CancelTaskResponse) String() string {
 func (*CancelTaskResponse) ProtoMessage() {}
 
 func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[97]
+	mi := &file_godwit_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5051,7 +5464,7 @@ func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelTaskResponse.ProtoReflect.Descriptor instead.
 func (*CancelTaskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *CancelTaskResponse) GetTask() *Task {
@@ -5073,7 +5486,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[98]
+	mi := &file_godwit_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5085,7 +5498,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[98]
+	mi := &file_godwit_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5098,7 +5511,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListEventsRequest) GetFollow() bool {
@@ -5138,7 +5551,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[99]
+	mi := &file_godwit_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5150,7 +5563,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[99]
+	mi := &file_godwit_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5163,7 +5576,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListEventsResponse) GetEvent() *Event {
@@ -5354,7 +5767,27 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ANSWER_DISCARDED\x10\x01\x12\x12\n" +
 	"\x0eANSWER_RUNNING\x10\x02\x12\x0f\n" +
-	"\vANSWER_LOST\x10\x03\"\x8b\x01\n" +
+	"\vANSWER_LOST\x10\x03\"\xc3\x01\n" +
+	"\x10AdmitMoveRequest\x12\x12\n" +
+	"\x04move\x18\x01 \x01(\tR\x04move\x12\x1d\n" +
+	"\x02vm\x18\x02 \x01(\v2\r.godwit.v1.VMR\x02vm\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12!\n" +
+	"\fsource_epoch\x18\x04 \x01(\x04R\vsourceEpoch\x12)\n" +
+	"\x05files\x18\x05 \x03(\v2\x13.godwit.v1.MoveFileR\x05files\x12\x16\n" +
+	"\x06marked\x18\x06 \x03(\tR\x06marked\"[\n" +
+	"\bMoveFile\x12#\n" +
+	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"{\n" +
+	"\x11AdmitMoveResponse\x12\x18\n" +
+	"\areasons\x18\x01 \x03(\tR\areasons\x12!\n" +
+	"\ftarget_epoch\x18\x02 \x01(\x04R\vtargetEpoch\x12)\n" +
+	"\apresent\x18\x03 \x03(\v2\x0f.godwit.v1.FileR\apresent\"L\n" +
+	"\x0eEndMoveRequest\x12\x12\n" +
+	"\x04move\x18\x01 \x01(\tR\x04move\x12\x0e\n" +
+	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"\x11\n" +
+	"\x0fEndMoveResponse\"\x8b\x01\n" +
 	"\x0eCloneVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -5373,6 +5806,15 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x1c\n" +
 	"\tdatastore\x18\x03 \x01(\tR\tdatastore\"/\n" +
 	"\x0eMoveVMResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"u\n" +
+	"\fSetVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04cpus\x18\x02 \x01(\x05R\x04cpus\x12\x16\n" +
+	"\x06memory\x18\x03 \x01(\x03R\x06memory\x12\x1d\n" +
+	"\adisplay\x18\x04 \x01(\bH\x00R\adisplay\x88\x01\x01B\n" +
+	"\n" +
+	"\b_display\".\n" +
+	"\rSetVMResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.godwit.v1.VMR\x02vm\"L\n" +
 	"\x0eAddDiskRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12*\n" +
@@ -5478,7 +5920,7 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x06Doctor\x12\x18.godwit.v1.DoctorRequest\x1a\x19.godwit.v1.DoctorResponse\x12L\n" +
 	"\vCreateToken\x12\x1d.godwit.v1.CreateTokenRequest\x1a\x1e.godwit.v1.CreateTokenResponse\x12R\n" +
 	"\rCreateNetwork\x12\x1f.godwit.v1.CreateNetworkRequest\x1a .godwit.v1.CreateNetworkResponse\x12O\n" +
-	"\fListNetworks\x12\x1e.godwit.v1.ListNetworksRequest\x1a\x1f.godwit.v1.ListNetworksResponse2\xb9\v\n" +
+	"\fListNetworks\x12\x1e.godwit.v1.ListNetworksRequest\x1a\x1f.godwit.v1.ListNetworksResponse2\xf5\v\n" +
 	"\tVMService\x12C\n" +
 	"\bCreateVM\x12\x1a.godwit.v1.CreateVMRequest\x1a\x1b.godwit.v1.CreateVMResponse\x12@\n" +
 	"\aListVMs\x12\x19.godwit.v1.ListVMsRequest\x1a\x1a.godwit.v1.ListVMsResponse\x12:\n" +
@@ -5493,7 +5935,8 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\tMigrateVM\x12\x1b.godwit.v1.MigrateVMRequest\x1a\x1c.godwit.v1.MigrateVMResponse\x12@\n" +
 	"\aCloneVM\x12\x19.godwit.v1.CloneVMRequest\x1a\x1a.godwit.v1.CloneVMResponse\x12L\n" +
 	"\vSetTemplate\x12\x1d.godwit.v1.SetTemplateRequest\x1a\x1e.godwit.v1.SetTemplateResponse\x12=\n" +
-	"\x06MoveVM\x12\x18.godwit.v1.MoveVMRequest\x1a\x19.godwit.v1.MoveVMResponse\x12@\n" +
+	"\x06MoveVM\x12\x18.godwit.v1.MoveVMRequest\x1a\x19.godwit.v1.MoveVMResponse\x12:\n" +
+	"\x05SetVM\x12\x17.godwit.v1.SetVMRequest\x1a\x18.godwit.v1.SetVMResponse\x12@\n" +
 	"\aAddDisk\x12\x19.godwit.v1.AddDiskRequest\x1a\x1a.godwit.v1.AddDiskResponse\x12I\n" +
 	"\n" +
 	"RemoveDisk\x12\x1c.godwit.v1.RemoveDiskRequest\x1a\x1d.godwit.v1.RemoveDiskResponse\x12C\n" +
@@ -5512,7 +5955,10 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x0fHandoverService\x12@\n" +
 	"\aPrepare\x12\x19.godwit.v1.PrepareRequest\x1a\x1a.godwit.v1.PrepareResponse\x12@\n" +
 	"\aRelease\x12\x19.godwit.v1.ReleaseRequest\x1a\x1a.godwit.v1.ReleaseResponse\x12@\n" +
-	"\aDiscard\x12\x19.godwit.v1.DiscardRequest\x1a\x1a.godwit.v1.DiscardResponse2\x9b\x04\n" +
+	"\aDiscard\x12\x19.godwit.v1.DiscardRequest\x1a\x1a.godwit.v1.DiscardResponse2\x97\x01\n" +
+	"\vMoveService\x12F\n" +
+	"\tAdmitMove\x12\x1b.godwit.v1.AdmitMoveRequest\x1a\x1c.godwit.v1.AdmitMoveResponse\x12@\n" +
+	"\aEndMove\x12\x19.godwit.v1.EndMoveRequest\x1a\x1a.godwit.v1.EndMoveResponse2\x9b\x04\n" +
 	"\fImageService\x12I\n" +
 	"\n" +
 	"ListImages\x12\x1c.godwit.v1.ListImagesRequest\x1a\x1d.godwit.v1.ListImagesResponse\x12C\n" +
@@ -5546,7 +5992,7 @@ func file_godwit_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
 var file_godwit_v1_api_proto_goTypes = []any{
 	(ReleaseResponse_Answer)(0),     // 0: godwit.v1.ReleaseResponse.Answer
 	(DiscardResponse_Answer)(0),     // 1: godwit.v1.DiscardResponse.Answer
@@ -5606,222 +6052,240 @@ var file_godwit_v1_api_proto_goTypes = []any{
 	(*ReleaseResponse)(nil),         // 55: godwit.v1.ReleaseResponse
 	(*DiscardRequest)(nil),          // 56: godwit.v1.DiscardRequest
 	(*DiscardResponse)(nil),         // 57: godwit.v1.DiscardResponse
-	(*CloneVMRequest)(nil),          // 58: godwit.v1.CloneVMRequest
-	(*CloneVMResponse)(nil),         // 59: godwit.v1.CloneVMResponse
-	(*SetTemplateRequest)(nil),      // 60: godwit.v1.SetTemplateRequest
-	(*SetTemplateResponse)(nil),     // 61: godwit.v1.SetTemplateResponse
-	(*MoveVMRequest)(nil),           // 62: godwit.v1.MoveVMRequest
-	(*MoveVMResponse)(nil),          // 63: godwit.v1.MoveVMResponse
-	(*AddDiskRequest)(nil),          // 64: godwit.v1.AddDiskRequest
-	(*AddDiskResponse)(nil),         // 65: godwit.v1.AddDiskResponse
-	(*RemoveDiskRequest)(nil),       // 66: godwit.v1.RemoveDiskRequest
-	(*RemoveDiskResponse)(nil),      // 67: godwit.v1.RemoveDiskResponse
-	(*GrowDiskRequest)(nil),         // 68: godwit.v1.GrowDiskRequest
-	(*GrowDiskResponse)(nil),        // 69: godwit.v1.GrowDiskResponse
-	(*AddNICRequest)(nil),           // 70: godwit.v1.AddNICRequest
-	(*AddNICResponse)(nil),          // 71: godwit.v1.AddNICResponse
-	(*RemoveNICRequest)(nil),        // 72: godwit.v1.RemoveNICRequest
-	(*RemoveNICResponse)(nil),       // 73: godwit.v1.RemoveNICResponse
-	(*ScreenshotVMRequest)(nil),     // 74: godwit.v1.ScreenshotVMRequest
-	(*ScreenshotVMResponse)(nil),    // 75: godwit.v1.ScreenshotVMResponse
-	(*DisplayVMRequest)(nil),        // 76: godwit.v1.DisplayVMRequest
-	(*DisplayVMResponse)(nil),       // 77: godwit.v1.DisplayVMResponse
-	(*ListImagesRequest)(nil),       // 78: godwit.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 79: godwit.v1.ListImagesResponse
-	(*GetImageRequest)(nil),         // 80: godwit.v1.GetImageRequest
-	(*GetImageResponse)(nil),        // 81: godwit.v1.GetImageResponse
-	(*CreateImageRequest)(nil),      // 82: godwit.v1.CreateImageRequest
-	(*CreateImageResponse)(nil),     // 83: godwit.v1.CreateImageResponse
-	(*ImportImageRequest)(nil),      // 84: godwit.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),     // 85: godwit.v1.ImportImageResponse
-	(*CloneImageRequest)(nil),       // 86: godwit.v1.CloneImageRequest
-	(*CloneImageResponse)(nil),      // 87: godwit.v1.CloneImageResponse
-	(*GrowImageRequest)(nil),        // 88: godwit.v1.GrowImageRequest
-	(*GrowImageResponse)(nil),       // 89: godwit.v1.GrowImageResponse
-	(*DeleteImageRequest)(nil),      // 90: godwit.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),     // 91: godwit.v1.DeleteImageResponse
-	(*ListTasksRequest)(nil),        // 92: godwit.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 93: godwit.v1.ListTasksResponse
-	(*GetTaskRequest)(nil),          // 94: godwit.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),         // 95: godwit.v1.GetTaskResponse
-	(*WatchTaskRequest)(nil),        // 96: godwit.v1.WatchTaskRequest
-	(*WatchTaskResponse)(nil),       // 97: godwit.v1.WatchTaskResponse
-	(*CancelTaskRequest)(nil),       // 98: godwit.v1.CancelTaskRequest
-	(*CancelTaskResponse)(nil),      // 99: godwit.v1.CancelTaskResponse
-	(*ListEventsRequest)(nil),       // 100: godwit.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 101: godwit.v1.ListEventsResponse
-	(*Host)(nil),                    // 102: godwit.v1.Host
-	(*durationpb.Duration)(nil),     // 103: google.protobuf.Duration
-	(*NetworkSpec)(nil),             // 104: godwit.v1.NetworkSpec
-	(*Network)(nil),                 // 105: godwit.v1.Network
-	(*Boot)(nil),                    // 106: godwit.v1.Boot
-	(*VM)(nil),                      // 107: godwit.v1.VM
-	(*Migration)(nil),               // 108: godwit.v1.Migration
-	(*Image)(nil),                   // 109: godwit.v1.Image
-	(*File)(nil),                    // 110: godwit.v1.File
-	(*Task)(nil),                    // 111: godwit.v1.Task
-	(*Event)(nil),                   // 112: godwit.v1.Event
+	(*AdmitMoveRequest)(nil),        // 58: godwit.v1.AdmitMoveRequest
+	(*MoveFile)(nil),                // 59: godwit.v1.MoveFile
+	(*AdmitMoveResponse)(nil),       // 60: godwit.v1.AdmitMoveResponse
+	(*EndMoveRequest)(nil),          // 61: godwit.v1.EndMoveRequest
+	(*EndMoveResponse)(nil),         // 62: godwit.v1.EndMoveResponse
+	(*CloneVMRequest)(nil),          // 63: godwit.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),         // 64: godwit.v1.CloneVMResponse
+	(*SetTemplateRequest)(nil),      // 65: godwit.v1.SetTemplateRequest
+	(*SetTemplateResponse)(nil),     // 66: godwit.v1.SetTemplateResponse
+	(*MoveVMRequest)(nil),           // 67: godwit.v1.MoveVMRequest
+	(*MoveVMResponse)(nil),          // 68: godwit.v1.MoveVMResponse
+	(*SetVMRequest)(nil),            // 69: godwit.v1.SetVMRequest
+	(*SetVMResponse)(nil),           // 70: godwit.v1.SetVMResponse
+	(*AddDiskRequest)(nil),          // 71: godwit.v1.AddDiskRequest
+	(*AddDiskResponse)(nil),         // 72: godwit.v1.AddDiskResponse
+	(*RemoveDiskRequest)(nil),       // 73: godwit.v1.RemoveDiskRequest
+	(*RemoveDiskResponse)(nil),      // 74: godwit.v1.RemoveDiskResponse
+	(*GrowDiskRequest)(nil),         // 75: godwit.v1.GrowDiskRequest
+	(*GrowDiskResponse)(nil),        // 76: godwit.v1.GrowDiskResponse
+	(*AddNICRequest)(nil),           // 77: godwit.v1.AddNICRequest
+	(*AddNICResponse)(nil),          // 78: godwit.v1.AddNICResponse
+	(*RemoveNICRequest)(nil),        // 79: godwit.v1.RemoveNICRequest
+	(*RemoveNICResponse)(nil),       // 80: godwit.v1.RemoveNICResponse
+	(*ScreenshotVMRequest)(nil),     // 81: godwit.v1.ScreenshotVMRequest
+	(*ScreenshotVMResponse)(nil),    // 82: godwit.v1.ScreenshotVMResponse
+	(*DisplayVMRequest)(nil),        // 83: godwit.v1.DisplayVMRequest
+	(*DisplayVMResponse)(nil),       // 84: godwit.v1.DisplayVMResponse
+	(*ListImagesRequest)(nil),       // 85: godwit.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 86: godwit.v1.ListImagesResponse
+	(*GetImageRequest)(nil),         // 87: godwit.v1.GetImageRequest
+	(*GetImageResponse)(nil),        // 88: godwit.v1.GetImageResponse
+	(*CreateImageRequest)(nil),      // 89: godwit.v1.CreateImageRequest
+	(*CreateImageResponse)(nil),     // 90: godwit.v1.CreateImageResponse
+	(*ImportImageRequest)(nil),      // 91: godwit.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),     // 92: godwit.v1.ImportImageResponse
+	(*CloneImageRequest)(nil),       // 93: godwit.v1.CloneImageRequest
+	(*CloneImageResponse)(nil),      // 94: godwit.v1.CloneImageResponse
+	(*GrowImageRequest)(nil),        // 95: godwit.v1.GrowImageRequest
+	(*GrowImageResponse)(nil),       // 96: godwit.v1.GrowImageResponse
+	(*DeleteImageRequest)(nil),      // 97: godwit.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),     // 98: godwit.v1.DeleteImageResponse
+	(*ListTasksRequest)(nil),        // 99: godwit.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 100: godwit.v1.ListTasksResponse
+	(*GetTaskRequest)(nil),          // 101: godwit.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),         // 102: godwit.v1.GetTaskResponse
+	(*WatchTaskRequest)(nil),        // 103: godwit.v1.WatchTaskRequest
+	(*WatchTaskResponse)(nil),       // 104: godwit.v1.WatchTaskResponse
+	(*CancelTaskRequest)(nil),       // 105: godwit.v1.CancelTaskRequest
+	(*CancelTaskResponse)(nil),      // 106: godwit.v1.CancelTaskResponse
+	(*ListEventsRequest)(nil),       // 107: godwit.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 108: godwit.v1.ListEventsResponse
+	(*Host)(nil),                    // 109: godwit.v1.Host
+	(*durationpb.Duration)(nil),     // 110: google.protobuf.Duration
+	(*NetworkSpec)(nil),             // 111: godwit.v1.NetworkSpec
+	(*Network)(nil),                 // 112: godwit.v1.Network
+	(*Boot)(nil),                    // 113: godwit.v1.Boot
+	(*VM)(nil),                      // 114: godwit.v1.VM
+	(*Migration)(nil),               // 115: godwit.v1.Migration
+	(*File)(nil),                    // 116: godwit.v1.File
+	(*Image)(nil),                   // 117: godwit.v1.Image
+	(*Task)(nil),                    // 118: godwit.v1.Task
+	(*Event)(nil),                   // 119: godwit.v1.Event
 }
 var file_godwit_v1_api_proto_depIdxs = []int32{
-	102, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
-	102, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
+	109, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
+	109, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
 	7,   // 2: godwit.v1.GetHostResponse.processes:type_name -> godwit.v1.Process
 	10,  // 3: godwit.v1.DoctorResponse.checks:type_name -> godwit.v1.Check
-	103, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	104, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
-	105, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
-	105, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
-	106, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
+	110, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	111, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
+	112, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
+	112, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
+	113, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
 	19,  // 9: godwit.v1.CreateVMRequest.disks:type_name -> godwit.v1.DiskRequest
 	20,  // 10: godwit.v1.CreateVMRequest.nics:type_name -> godwit.v1.NICRequest
 	18,  // 11: godwit.v1.CreateVMRequest.seed:type_name -> godwit.v1.Seed
-	107, // 12: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
-	107, // 13: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
-	107, // 14: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
-	107, // 15: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
-	103, // 16: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
-	107, // 17: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
-	107, // 18: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
-	107, // 19: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
-	107, // 20: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
-	103, // 21: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
-	108, // 22: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
-	108, // 23: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	108, // 24: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	108, // 25: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	108, // 26: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	107, // 27: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
+	114, // 12: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 13: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
+	114, // 14: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 15: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
+	110, // 16: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
+	114, // 17: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 18: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 19: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 20: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
+	110, // 21: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
+	115, // 22: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
+	115, // 23: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	115, // 24: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
+	115, // 25: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	115, // 26: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	114, // 27: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
 	0,   // 28: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
 	1,   // 29: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
-	18,  // 30: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
-	107, // 31: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
-	107, // 32: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
-	107, // 33: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
-	19,  // 34: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
-	107, // 35: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
-	107, // 36: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
-	107, // 37: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
-	20,  // 38: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
-	107, // 39: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
-	107, // 40: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
-	109, // 41: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
-	110, // 42: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
-	109, // 43: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
-	110, // 44: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
-	109, // 45: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
-	110, // 46: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
-	109, // 47: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
-	110, // 48: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
-	110, // 49: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
-	109, // 50: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
-	110, // 51: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
-	109, // 52: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
-	110, // 53: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
-	111, // 54: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
-	111, // 55: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
-	111, // 56: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
-	111, // 57: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
-	103, // 58: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
-	112, // 59: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
-	3,   // 60: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
-	5,   // 61: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
-	8,   // 62: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
-	11,  // 63: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	13,  // 64: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
-	15,  // 65: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
-	17,  // 66: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
-	22,  // 67: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
-	24,  // 68: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
-	26,  // 69: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
-	28,  // 70: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
-	30,  // 71: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
-	32,  // 72: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
-	34,  // 73: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
-	36,  // 74: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
-	38,  // 75: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
-	40,  // 76: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
-	58,  // 77: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
-	60,  // 78: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
-	62,  // 79: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
-	64,  // 80: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
-	66,  // 81: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
-	68,  // 82: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
-	70,  // 83: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
-	72,  // 84: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
-	74,  // 85: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
-	76,  // 86: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
-	42,  // 87: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
-	44,  // 88: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
-	46,  // 89: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
-	48,  // 90: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
-	50,  // 91: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
-	52,  // 92: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
-	54,  // 93: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
-	56,  // 94: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
-	78,  // 95: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
-	80,  // 96: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
-	82,  // 97: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
-	84,  // 98: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
-	86,  // 99: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
-	88,  // 100: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
-	90,  // 101: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
-	92,  // 102: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
-	94,  // 103: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
-	96,  // 104: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
-	98,  // 105: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
-	100, // 106: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
-	4,   // 107: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
-	6,   // 108: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
-	9,   // 109: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
-	12,  // 110: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	14,  // 111: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
-	16,  // 112: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
-	21,  // 113: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
-	23,  // 114: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
-	25,  // 115: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
-	27,  // 116: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
-	29,  // 117: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
-	31,  // 118: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
-	33,  // 119: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
-	35,  // 120: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
-	37,  // 121: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
-	39,  // 122: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
-	41,  // 123: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
-	59,  // 124: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
-	61,  // 125: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
-	63,  // 126: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
-	65,  // 127: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
-	67,  // 128: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
-	69,  // 129: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
-	71,  // 130: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
-	73,  // 131: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
-	75,  // 132: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
-	77,  // 133: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
-	43,  // 134: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
-	45,  // 135: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
-	47,  // 136: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
-	49,  // 137: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
-	51,  // 138: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
-	53,  // 139: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
-	55,  // 140: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
-	57,  // 141: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
-	79,  // 142: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
-	81,  // 143: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
-	83,  // 144: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
-	85,  // 145: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
-	87,  // 146: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
-	89,  // 147: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
-	91,  // 148: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
-	93,  // 149: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
-	95,  // 150: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
-	97,  // 151: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
-	99,  // 152: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
-	101, // 153: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
-	107, // [107:154] is the sub-list for method output_type
-	60,  // [60:107] is the sub-list for method input_type
-	60,  // [60:60] is the sub-list for extension type_name
-	60,  // [60:60] is the sub-list for extension extendee
-	0,   // [0:60] is the sub-list for field type_name
+	114, // 30: godwit.v1.AdmitMoveRequest.vm:type_name -> godwit.v1.VM
+	59,  // 31: godwit.v1.AdmitMoveRequest.files:type_name -> godwit.v1.MoveFile
+	116, // 32: godwit.v1.MoveFile.file:type_name -> godwit.v1.File
+	116, // 33: godwit.v1.AdmitMoveResponse.present:type_name -> godwit.v1.File
+	18,  // 34: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
+	114, // 35: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 36: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
+	114, // 37: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
+	114, // 38: godwit.v1.SetVMResponse.vm:type_name -> godwit.v1.VM
+	19,  // 39: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
+	114, // 40: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
+	114, // 41: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
+	114, // 42: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
+	20,  // 43: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
+	114, // 44: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
+	114, // 45: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
+	117, // 46: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
+	116, // 47: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
+	117, // 48: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
+	116, // 49: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
+	117, // 50: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
+	116, // 51: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
+	117, // 52: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
+	116, // 53: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
+	116, // 54: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
+	117, // 55: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
+	116, // 56: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
+	117, // 57: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
+	116, // 58: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
+	118, // 59: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
+	118, // 60: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
+	118, // 61: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
+	118, // 62: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
+	110, // 63: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
+	119, // 64: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
+	3,   // 65: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
+	5,   // 66: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
+	8,   // 67: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
+	11,  // 68: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	13,  // 69: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
+	15,  // 70: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
+	17,  // 71: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
+	22,  // 72: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
+	24,  // 73: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
+	26,  // 74: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
+	28,  // 75: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
+	30,  // 76: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
+	32,  // 77: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
+	34,  // 78: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
+	36,  // 79: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
+	38,  // 80: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
+	40,  // 81: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
+	63,  // 82: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
+	65,  // 83: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
+	67,  // 84: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
+	69,  // 85: godwit.v1.VMService.SetVM:input_type -> godwit.v1.SetVMRequest
+	71,  // 86: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
+	73,  // 87: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
+	75,  // 88: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
+	77,  // 89: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
+	79,  // 90: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
+	81,  // 91: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
+	83,  // 92: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
+	42,  // 93: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
+	44,  // 94: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
+	46,  // 95: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
+	48,  // 96: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
+	50,  // 97: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
+	52,  // 98: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
+	54,  // 99: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
+	56,  // 100: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
+	58,  // 101: godwit.v1.MoveService.AdmitMove:input_type -> godwit.v1.AdmitMoveRequest
+	61,  // 102: godwit.v1.MoveService.EndMove:input_type -> godwit.v1.EndMoveRequest
+	85,  // 103: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
+	87,  // 104: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
+	89,  // 105: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
+	91,  // 106: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
+	93,  // 107: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
+	95,  // 108: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
+	97,  // 109: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
+	99,  // 110: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
+	101, // 111: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
+	103, // 112: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
+	105, // 113: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
+	107, // 114: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
+	4,   // 115: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
+	6,   // 116: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
+	9,   // 117: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
+	12,  // 118: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	14,  // 119: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
+	16,  // 120: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
+	21,  // 121: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
+	23,  // 122: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
+	25,  // 123: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
+	27,  // 124: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
+	29,  // 125: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
+	31,  // 126: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
+	33,  // 127: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
+	35,  // 128: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
+	37,  // 129: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
+	39,  // 130: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
+	41,  // 131: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
+	64,  // 132: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
+	66,  // 133: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
+	68,  // 134: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
+	70,  // 135: godwit.v1.VMService.SetVM:output_type -> godwit.v1.SetVMResponse
+	72,  // 136: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
+	74,  // 137: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
+	76,  // 138: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
+	78,  // 139: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
+	80,  // 140: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
+	82,  // 141: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
+	84,  // 142: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
+	43,  // 143: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
+	45,  // 144: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
+	47,  // 145: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
+	49,  // 146: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
+	51,  // 147: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
+	53,  // 148: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
+	55,  // 149: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
+	57,  // 150: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
+	60,  // 151: godwit.v1.MoveService.AdmitMove:output_type -> godwit.v1.AdmitMoveResponse
+	62,  // 152: godwit.v1.MoveService.EndMove:output_type -> godwit.v1.EndMoveResponse
+	86,  // 153: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
+	88,  // 154: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
+	90,  // 155: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
+	92,  // 156: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
+	94,  // 157: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
+	96,  // 158: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
+	98,  // 159: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
+	100, // 160: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
+	102, // 161: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
+	104, // 162: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
+	106, // 163: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
+	108, // 164: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
+	115, // [115:165] is the sub-list for method output_type
+	65,  // [65:115] is the sub-list for method input_type
+	65,  // [65:65] is the sub-list for extension type_name
+	65,  // [65:65] is the sub-list for extension extendee
+	0,   // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_api_proto_init() }
@@ -5830,15 +6294,16 @@ func file_godwit_v1_api_proto_init() {
 		return
 	}
 	file_godwit_v1_records_proto_init()
+	file_godwit_v1_api_proto_msgTypes[67].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_api_proto_rawDesc), len(file_godwit_v1_api_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   100,
+			NumMessages:   107,
 			NumExtensions: 0,
-			NumServices:   8,
+			NumServices:   9,
 		},
 		GoTypes:           file_godwit_v1_api_proto_goTypes,
 		DependencyIndexes: file_godwit_v1_api_proto_depIdxs,

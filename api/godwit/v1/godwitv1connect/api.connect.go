@@ -34,6 +34,8 @@ const (
 	JoinServiceName = "godwit.v1.JoinService"
 	// HandoverServiceName is the fully-qualified name of the HandoverService service.
 	HandoverServiceName = "godwit.v1.HandoverService"
+	// MoveServiceName is the fully-qualified name of the MoveService service.
+	MoveServiceName = "godwit.v1.MoveService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "godwit.v1.ImageService"
 	// TaskServiceName is the fully-qualified name of the TaskService service.
@@ -92,6 +94,8 @@ const (
 	VMServiceSetTemplateProcedure = "/godwit.v1.VMService/SetTemplate"
 	// VMServiceMoveVMProcedure is the fully-qualified name of the VMService's MoveVM RPC.
 	VMServiceMoveVMProcedure = "/godwit.v1.VMService/MoveVM"
+	// VMServiceSetVMProcedure is the fully-qualified name of the VMService's SetVM RPC.
+	VMServiceSetVMProcedure = "/godwit.v1.VMService/SetVM"
 	// VMServiceAddDiskProcedure is the fully-qualified name of the VMService's AddDisk RPC.
 	VMServiceAddDiskProcedure = "/godwit.v1.VMService/AddDisk"
 	// VMServiceRemoveDiskProcedure is the fully-qualified name of the VMService's RemoveDisk RPC.
@@ -126,6 +130,10 @@ const (
 	HandoverServiceReleaseProcedure = "/godwit.v1.HandoverService/Release"
 	// HandoverServiceDiscardProcedure is the fully-qualified name of the HandoverService's Discard RPC.
 	HandoverServiceDiscardProcedure = "/godwit.v1.HandoverService/Discard"
+	// MoveServiceAdmitMoveProcedure is the fully-qualified name of the MoveService's AdmitMove RPC.
+	MoveServiceAdmitMoveProcedure = "/godwit.v1.MoveService/AdmitMove"
+	// MoveServiceEndMoveProcedure is the fully-qualified name of the MoveService's EndMove RPC.
+	MoveServiceEndMoveProcedure = "/godwit.v1.MoveService/EndMove"
 	// ImageServiceListImagesProcedure is the fully-qualified name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/godwit.v1.ImageService/ListImages"
 	// ImageServiceGetImageProcedure is the fully-qualified name of the ImageService's GetImage RPC.
@@ -384,6 +392,8 @@ type VMServiceClient interface {
 	SetTemplate(context.Context, *connect.Request[v1.SetTemplateRequest]) (*connect.Response[v1.SetTemplateResponse], error)
 	// MoveVM moves a powered-off VM to another host, to another datastore, or both (cold migration).
 	MoveVM(context.Context, *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error)
+	// SetVM changes what a stopped VM is made of.
+	SetVM(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.SetVMResponse], error)
 	// AddDisk and AddNIC also plug into a running VM; RemoveDisk and RemoveNIC unplug what was added to it.
 	AddDisk(context.Context, *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error)
 	RemoveDisk(context.Context, *connect.Request[v1.RemoveDiskRequest]) (*connect.Response[v1.RemoveDiskResponse], error)
@@ -492,6 +502,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("MoveVM")),
 			connect.WithClientOptions(opts...),
 		),
+		setVM: connect.NewClient[v1.SetVMRequest, v1.SetVMResponse](
+			httpClient,
+			baseURL+VMServiceSetVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("SetVM")),
+			connect.WithClientOptions(opts...),
+		),
 		addDisk: connect.NewClient[v1.AddDiskRequest, v1.AddDiskResponse](
 			httpClient,
 			baseURL+VMServiceAddDiskProcedure,
@@ -553,6 +569,7 @@ type vMServiceClient struct {
 	cloneVM      *connect.Client[v1.CloneVMRequest, v1.CloneVMResponse]
 	setTemplate  *connect.Client[v1.SetTemplateRequest, v1.SetTemplateResponse]
 	moveVM       *connect.Client[v1.MoveVMRequest, v1.MoveVMResponse]
+	setVM        *connect.Client[v1.SetVMRequest, v1.SetVMResponse]
 	addDisk      *connect.Client[v1.AddDiskRequest, v1.AddDiskResponse]
 	removeDisk   *connect.Client[v1.RemoveDiskRequest, v1.RemoveDiskResponse]
 	growDisk     *connect.Client[v1.GrowDiskRequest, v1.GrowDiskResponse]
@@ -632,6 +649,11 @@ func (c *vMServiceClient) MoveVM(ctx context.Context, req *connect.Request[v1.Mo
 	return c.moveVM.CallUnary(ctx, req)
 }
 
+// SetVM calls godwit.v1.VMService.SetVM.
+func (c *vMServiceClient) SetVM(ctx context.Context, req *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.SetVMResponse], error) {
+	return c.setVM.CallUnary(ctx, req)
+}
+
 // AddDisk calls godwit.v1.VMService.AddDisk.
 func (c *vMServiceClient) AddDisk(ctx context.Context, req *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error) {
 	return c.addDisk.CallUnary(ctx, req)
@@ -690,6 +712,8 @@ type VMServiceHandler interface {
 	SetTemplate(context.Context, *connect.Request[v1.SetTemplateRequest]) (*connect.Response[v1.SetTemplateResponse], error)
 	// MoveVM moves a powered-off VM to another host, to another datastore, or both (cold migration).
 	MoveVM(context.Context, *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error)
+	// SetVM changes what a stopped VM is made of.
+	SetVM(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.SetVMResponse], error)
 	// AddDisk and AddNIC also plug into a running VM; RemoveDisk and RemoveNIC unplug what was added to it.
 	AddDisk(context.Context, *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error)
 	RemoveDisk(context.Context, *connect.Request[v1.RemoveDiskRequest]) (*connect.Response[v1.RemoveDiskResponse], error)
@@ -794,6 +818,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("MoveVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceSetVMHandler := connect.NewUnaryHandler(
+		VMServiceSetVMProcedure,
+		svc.SetVM,
+		connect.WithSchema(vMServiceMethods.ByName("SetVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceAddDiskHandler := connect.NewUnaryHandler(
 		VMServiceAddDiskProcedure,
 		svc.AddDisk,
@@ -866,6 +896,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceSetTemplateHandler.ServeHTTP(w, r)
 		case VMServiceMoveVMProcedure:
 			vMServiceMoveVMHandler.ServeHTTP(w, r)
+		case VMServiceSetVMProcedure:
+			vMServiceSetVMHandler.ServeHTTP(w, r)
 		case VMServiceAddDiskProcedure:
 			vMServiceAddDiskHandler.ServeHTTP(w, r)
 		case VMServiceRemoveDiskProcedure:
@@ -943,6 +975,10 @@ func (UnimplementedVMServiceHandler) SetTemplate(context.Context, *connect.Reque
 
 func (UnimplementedVMServiceHandler) MoveVM(context.Context, *connect.Request[v1.MoveVMRequest]) (*connect.Response[v1.MoveVMResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.MoveVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) SetVM(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.SetVMResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.VMService.SetVM is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) AddDisk(context.Context, *connect.Request[v1.AddDiskRequest]) (*connect.Response[v1.AddDiskResponse], error) {
@@ -1319,6 +1355,108 @@ func (UnimplementedHandoverServiceHandler) Release(context.Context, *connect.Req
 
 func (UnimplementedHandoverServiceHandler) Discard(context.Context, *connect.Request[v1.DiscardRequest]) (*connect.Response[v1.DiscardResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.HandoverService.Discard is not implemented"))
+}
+
+// MoveServiceClient is a client for the godwit.v1.MoveService service.
+type MoveServiceClient interface {
+	// AdmitMove lists what stands against the VM at the target, or notes there that the files are on their way.
+	AdmitMove(context.Context, *connect.Request[v1.AdmitMoveRequest]) (*connect.Response[v1.AdmitMoveResponse], error)
+	// EndMove makes the target look into the store: it takes the VM in if it is its owner now, and removes the move's files that no
+	// VM has.
+	EndMove(context.Context, *connect.Request[v1.EndMoveRequest]) (*connect.Response[v1.EndMoveResponse], error)
+}
+
+// NewMoveServiceClient constructs a client for the godwit.v1.MoveService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewMoveServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) MoveServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	moveServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("MoveService").Methods()
+	return &moveServiceClient{
+		admitMove: connect.NewClient[v1.AdmitMoveRequest, v1.AdmitMoveResponse](
+			httpClient,
+			baseURL+MoveServiceAdmitMoveProcedure,
+			connect.WithSchema(moveServiceMethods.ByName("AdmitMove")),
+			connect.WithClientOptions(opts...),
+		),
+		endMove: connect.NewClient[v1.EndMoveRequest, v1.EndMoveResponse](
+			httpClient,
+			baseURL+MoveServiceEndMoveProcedure,
+			connect.WithSchema(moveServiceMethods.ByName("EndMove")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// moveServiceClient implements MoveServiceClient.
+type moveServiceClient struct {
+	admitMove *connect.Client[v1.AdmitMoveRequest, v1.AdmitMoveResponse]
+	endMove   *connect.Client[v1.EndMoveRequest, v1.EndMoveResponse]
+}
+
+// AdmitMove calls godwit.v1.MoveService.AdmitMove.
+func (c *moveServiceClient) AdmitMove(ctx context.Context, req *connect.Request[v1.AdmitMoveRequest]) (*connect.Response[v1.AdmitMoveResponse], error) {
+	return c.admitMove.CallUnary(ctx, req)
+}
+
+// EndMove calls godwit.v1.MoveService.EndMove.
+func (c *moveServiceClient) EndMove(ctx context.Context, req *connect.Request[v1.EndMoveRequest]) (*connect.Response[v1.EndMoveResponse], error) {
+	return c.endMove.CallUnary(ctx, req)
+}
+
+// MoveServiceHandler is an implementation of the godwit.v1.MoveService service.
+type MoveServiceHandler interface {
+	// AdmitMove lists what stands against the VM at the target, or notes there that the files are on their way.
+	AdmitMove(context.Context, *connect.Request[v1.AdmitMoveRequest]) (*connect.Response[v1.AdmitMoveResponse], error)
+	// EndMove makes the target look into the store: it takes the VM in if it is its owner now, and removes the move's files that no
+	// VM has.
+	EndMove(context.Context, *connect.Request[v1.EndMoveRequest]) (*connect.Response[v1.EndMoveResponse], error)
+}
+
+// NewMoveServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewMoveServiceHandler(svc MoveServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	moveServiceMethods := v1.File_godwit_v1_api_proto.Services().ByName("MoveService").Methods()
+	moveServiceAdmitMoveHandler := connect.NewUnaryHandler(
+		MoveServiceAdmitMoveProcedure,
+		svc.AdmitMove,
+		connect.WithSchema(moveServiceMethods.ByName("AdmitMove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	moveServiceEndMoveHandler := connect.NewUnaryHandler(
+		MoveServiceEndMoveProcedure,
+		svc.EndMove,
+		connect.WithSchema(moveServiceMethods.ByName("EndMove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/godwit.v1.MoveService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case MoveServiceAdmitMoveProcedure:
+			moveServiceAdmitMoveHandler.ServeHTTP(w, r)
+		case MoveServiceEndMoveProcedure:
+			moveServiceEndMoveHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedMoveServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedMoveServiceHandler struct{}
+
+func (UnimplementedMoveServiceHandler) AdmitMove(context.Context, *connect.Request[v1.AdmitMoveRequest]) (*connect.Response[v1.AdmitMoveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MoveService.AdmitMove is not implemented"))
+}
+
+func (UnimplementedMoveServiceHandler) EndMove(context.Context, *connect.Request[v1.EndMoveRequest]) (*connect.Response[v1.EndMoveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("godwit.v1.MoveService.EndMove is not implemented"))
 }
 
 // ImageServiceClient is a client for the godwit.v1.ImageService service.
