@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/control/warden"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
@@ -29,7 +31,7 @@ const (
 	agentMemory  = 24 << 20
 	switchMemory = 24 << 20
 	storeMemory  = 48 << 20
-	parentMemory = 8 << 20
+	wardenMemory = 8 << 20
 )
 
 // agentWaits bounds how long a starting agent waits for store and switch, which start beside it.
@@ -37,12 +39,19 @@ const agentWaits = 30 * time.Second
 
 func newRole() *cobra.Command {
 	cmd := &cobra.Command{Use: "role", Short: "The processes that \"godwit run\" starts", Hidden: true}
-	add := func(name string, memory int64, run func(context.Context, *hostConfig, string, *slog.Logger) error) {
-		var data, dir string
+	add := func(name string, memory int64, run func(context.Context, *hostConfig, roleRun) error) {
+		var data, dir, cgroup string
 		role := &cobra.Command{
 			Use: name, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				thrifty(memory)
+				log := newLog(name)
+				// Whoever is left without a warden makes room at once for what the next one starts.
+				line, err := warden.Inherited(func() { os.Exit(exitUnavailable) }, log)
+				if err != nil {
+					return err
+				}
+				warden.ProtectRole()
 				c, err := loadConfig(data)
 				if err != nil {
 					return err
@@ -50,16 +59,30 @@ func newRole() *cobra.Command {
 				if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user passes through to its own sockets
 					return fault.New(fault.Internal, "run directory: %w", err)
 				}
-				return fault.Wrap("role", name, run(cmd.Context(), c, dir, newLog(name)))
+				release, err := warden.Claim(cmd.Context(), dir, name, line)
+				if err != nil {
+					return err
+				}
+				defer release()
+				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{dir, cgroup, line, log}))
 			},
 		}
 		roleFlags(role, &data, &dir)
+		role.Flags().StringVar(&cgroup, "cgroup", "godwit", "cgroup that VMs have theirs below")
 		cmd.AddCommand(role)
 	}
 	add("store", storeMemory, runStore)
 	add("switch", switchMemory, runSwitch)
 	add("agent", agentMemory, runAgent)
 	return cmd
+}
+
+// roleRun is what a role gets from its warden.
+type roleRun struct {
+	dir    string // for sockets and journals
+	cgroup string // of VMs
+	line   *warden.Line
+	log    *slog.Logger
 }
 
 // settled is when a process has started up and what that took can be given back.
@@ -72,50 +95,87 @@ func thrifty(memory int64) {
 	time.AfterFunc(settled, debug.FreeOSMemory)
 }
 
-func runStore(ctx context.Context, c *hostConfig, _ string, log *slog.Logger) error {
+func runStore(ctx context.Context, c *hostConfig, r roleRun) error {
+	r.line.Starting("opens the store in " + c.dir)
+	proofs := make(chan chan struct{})
+	var beat errgroup.Group
+	ctx, end := context.WithCancel(ctx)
+	defer func() { end(); _ = beat.Wait() }() // it returns no error
 	return store.Serve(ctx, store.ServerConfig{
 		Name: string(c.Host), Dir: filepath.Join(c.dir, "store"),
 		ClientURL: "https://" + net.JoinHostPort(c.Address, portStore), PeerURL: "https://" + net.JoinHostPort(c.Address, portStorePeer),
 		CAFile: filepath.Join(c.pki(), peer.CACertificateFile), CertFile: filepath.Join(c.pki(), peer.CertificateFile),
-		KeyFile: filepath.Join(c.pki(), peer.KeyFile),
+		KeyFile: filepath.Join(c.pki(), peer.KeyFile), Proofs: proofs,
 		Ready: func(endpoint string) {
-			log.LogAttrs(ctx, slog.LevelInfo, "store answers", slog.String("endpoint", endpoint))
+			r.log.LogAttrs(ctx, slog.LevelInfo, "store answers", slog.String("endpoint", endpoint))
+			beat.Go(func() error {
+				r.line.Beat(ctx, func(ctx context.Context) error { return proven(ctx, proofs) })
+				return nil
+			})
 		},
 	})
 }
 
-func runSwitch(ctx context.Context, c *hostConfig, run string, log *slog.Logger) error {
+// proven asks a loop to close a channel.
+func proven(ctx context.Context, loop chan<- chan struct{}) error {
+	done := make(chan struct{})
+	select {
+	case loop <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func runSwitch(ctx context.Context, c *hostConfig, r roleRun) error {
 	identity, err := peer.Load(c.pki())
 	if err != nil {
 		return err
 	}
 	server, client := identity.TrunkTLS()
 	s, err := vnet.New(vnet.Config{
-		Host: c.Host, Dir: filepath.Join(run, "switch"), Control: switchSocket(run), TrunkAddr: c.trunkAddress(),
-		ServerTLS: server, ClientTLS: client, PeerID: identity.PeerHost, Log: log,
+		Host: c.Host, Dir: filepath.Join(r.dir, "switch"), Control: switchSocket(r.dir), TrunkAddr: c.trunkAddress(),
+		ServerTLS: server, ClientTLS: client, PeerID: identity.PeerHost, Log: r.log,
 	})
 	if err != nil {
 		return err
 	}
-	return s.Run(ctx)
+	r.line.Starting("restores ports and networks")
+	all, ctx := errgroup.WithContext(ctx)
+	ended := make(chan struct{})
+	all.Go(func() error { defer close(ended); return s.Run(ctx) })
+	all.Go(func() error {
+		select {
+		case <-s.Ready():
+			r.line.Beat(ctx, s.Alive)
+		case <-ended:
+		}
+		return nil
+	})
+	return all.Wait()
 }
 
 func switchSocket(run string) string { return filepath.Join(run, "switch.sock") }
 
-func runAgent(ctx context.Context, c *hostConfig, run string, log *slog.Logger) error {
+func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	identity, err := peer.Load(c.pki())
 	if err != nil {
 		return err
 	}
-	inventory, err := waitForStore(ctx, c, identity, log)
+	inventory, err := waitForStore(ctx, c, identity, r)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = inventory.Close() }() // read only from here on
 	config := agent.Config{
-		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: run,
-		CacheDir: c.Cache, Binary: c.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
-		Switch: vnet.NewClient(switchSocket(run)), Log: log, Memory: agentMemory,
+		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.dir,
+		Cgroup: r.cgroup, CacheDir: c.Cache, Binary: c.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
+		Switch: vnet.NewClient(switchSocket(r.dir)), Starting: r.line.Starting, Log: r.log, Memory: agentMemory,
 	}
 	defer config.Peers.Close()
 	defer config.Switch.Close()
@@ -130,22 +190,34 @@ func runAgent(ctx context.Context, c *hostConfig, run string, log *slog.Logger) 
 	for _, d := range c.Datastores {
 		config.Datastores = append(config.Datastores, agent.Mount{Path: d.Path, Shared: !d.Local})
 	}
+	r.line.Starting("waits for the switch")
 	if err := waitForSwitch(ctx, config.Switch); err != nil {
 		return err
 	}
+	r.line.Starting("looks at QEMU and opens the datastores")
 	a, err := agent.New(ctx, config)
 	if err != nil {
 		return err
 	}
-	return serve(ctx, a, c, run, identity)
+	return serve(ctx, a, c, r, identity)
 }
 
 // serve runs the agent and its two faces until ctx ends.
-func serve(ctx context.Context, a *agent.Agent, c *hostConfig, run string, identity *peer.Identity) error {
+func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identity *peer.Identity) error {
+	listening := make(chan struct{})
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return a.Run(ctx) })
 	all.Go(func() error {
-		return serveLocal(ctx, filepath.Join(run, "agent.sock"), rpc.Handler(a, true), a.Ready())
+		return serveLocal(ctx, filepath.Join(r.dir, "agent.sock"), rpc.Handler(a, true), a.Ready(), listening)
+	})
+	all.Go(func() error {
+		select {
+		case <-listening:
+			r.line.Beat(ctx, a.Alive)
+		case <-ctx.Done():
+			r.line.Ending()
+		}
+		return nil
 	})
 	all.Go(func() error {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.agentAddress())
@@ -158,8 +230,9 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, run string, ident
 	return all.Wait()
 }
 
-// serveLocal answers on the unix socket, which only the agent's own user may use, once the agent knows its VMs.
-func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-chan struct{}) error {
+// serveLocal answers on the unix socket, which only the agent's own user may use, once the agent knows its VMs, and then closes
+// listening.
+func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-chan struct{}, listening chan<- struct{}) error {
 	select {
 	case <-ready:
 	case <-ctx.Done():
@@ -175,6 +248,7 @@ func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-
 	if err := os.Chmod(path, 0o600); err != nil {
 		return fault.New(fault.Internal, "socket: %w", err)
 	}
+	close(listening)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true) // curl
 	protocols.SetUnencryptedHTTP2(true)
@@ -200,8 +274,9 @@ func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-
 }
 
 // waitForStore opens the store, which may be starting too, or be on a host that is.
-func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, log *slog.Logger) (*store.Store, error) {
+func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (*store.Store, error) {
 	for {
+		r.line.Starting("waits for the store at " + strings.Join(c.Endpoints, ", "))
 		s, err := store.Open(ctx, store.Config{Endpoints: c.Endpoints, TLS: identity.StoreTLS()})
 		if err == nil || !fault.Is(err, fault.Unavailable) {
 			if err == nil && c.Member {
@@ -209,7 +284,7 @@ func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, l
 			}
 			return s, err
 		}
-		log.LogAttrs(ctx, slog.LevelWarn, "store does not answer yet", slog.Any("err", err))
+		r.log.LogAttrs(ctx, slog.LevelWarn, "store does not answer yet", slog.Any("err", err))
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()

@@ -3,10 +3,11 @@ package main
 import (
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
-	"github.com/godwit-vm/godwit/internal/control/parent"
+	"github.com/godwit-vm/godwit/internal/control/warden"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
@@ -15,10 +16,10 @@ func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run this host: agent, switch and, where it is a member, store", Args: cobra.NoArgs,
 		Long: `Run is the main process of a host. It starts the agent, the switch and, on a host that carries one, the
-store, and starts again what ends. SIGTERM and Ctrl-C end them in order; VMs run on, and the next run
-finds them.`,
+store, starts again what ends, and kills and starts again what is silent for two seconds. SIGTERM and Ctrl-C
+end them in order; VMs run on, and the next run finds them. "godwit install" makes it a service of systemd.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			thrifty(parentMemory)
+			thrifty(wardenMemory)
 			c, err := loadConfig(data)
 			if err != nil {
 				return err
@@ -27,14 +28,17 @@ finds them.`,
 			if err != nil {
 				return fault.New(fault.Internal, "own binary: %w", err)
 			}
-			args := func(role string) parent.Child {
-				return parent.Child{Role: role, Args: []string{"role", role, "--data", data, "--run", run}}
+			log := newLog("warden")
+			warden.Protect(cmd.Context(), log)
+			vms := warden.Settle(cmd.Context(), log)
+			role := func(name string) warden.Role {
+				return warden.Role{Name: name, Args: []string{"role", name, "--data", data, "--run", run, "--cgroup", vms}}
 			}
-			children := []parent.Child{args("switch"), args("agent")}
+			roles := []warden.Role{role("switch"), role("agent")}
 			if c.Member {
-				children = append([]parent.Child{args("store")}, children...)
+				roles = slices.Insert(roles, 0, role("store"))
 			}
-			return parent.Run(cmd.Context(), binary, children, newLog("parent"))
+			return warden.Run(cmd.Context(), warden.Config{Binary: binary, Roles: roles, Front: "agent", RunDir: run, Log: log})
 		},
 	}
 	roleFlags(cmd, &data, &run)

@@ -327,7 +327,7 @@ func (h *Host) VM(ctx context.Context, name string) (*godwitv1.VM, error) {
 	return vm, h.Read(ctx, vm, "vm", "info", name)
 }
 
-// PID returns the process of one of the host's roles: "agent", "switch", "store", "parent".
+// PID returns the process of one of the host's roles: "agent", "switch", "store", "warden".
 func (h *Host) PID(ctx context.Context, role string) (int, error) {
 	info := &godwitv1.GetHostResponse{}
 	if err := h.Read(ctx, info, "host", "info"); err != nil {

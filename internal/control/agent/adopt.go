@@ -38,6 +38,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 	known := map[inventory.VMID]bool{}
 	for _, stored := range all {
 		known[stored.ID] = true
+		a.Starting("looks for vm " + stored.Spec.Name)
 		process := a.adoptProcess(ctx, stored.ID)
 		mine := stored.Run.Owner == a.Host() || stored.Run.Heir.Host == a.Host()
 		if !mine && process == nil {

@@ -42,6 +42,7 @@ type Config struct {
 	Trunk      string // host:port of the switch's trunk listener
 	Version    string
 	RunDir     string // sockets, run directories and journals; on tmpfs
+	Cgroup     string // below the cgroup v2 mount: each VM's is CGROUP/HOST/VM
 	CacheDir   string // results of probes
 	Binary     string // QEMU; empty: the usual place
 	User       *qemu.User
@@ -50,8 +51,9 @@ type Config struct {
 	Endpoints  []string // of the store, for hosts that join
 	Peers      *peer.Dialer
 	Switch     *vnet.Client
-	CA         *peer.CA // nil on hosts that do not hold it
-	Memory     int64    // bytes that the agent of a host without VMs is to keep below; 0: not looked after
+	CA         *peer.CA          // nil on hosts that do not hold it
+	Memory     int64             // bytes that the agent of a host without VMs is to keep below; 0: not looked after
+	Starting   func(what string) // told each step until the agent is ready; may take no time
 	Log        *slog.Logger
 }
 
@@ -87,6 +89,9 @@ type Agent struct {
 // New opens the datastores, probes QEMU, and begins a new epoch of this host. It fails when the store cannot be reached
 // before ctx ends.
 func New(ctx context.Context, c Config) (*Agent, error) {
+	if c.Starting == nil {
+		c.Starting = func(string) {}
+	}
 	a := &Agent{
 		Config: c, tasks: task.New(c.Host), stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
 		spawned: make(chan func(context.Context)), ended: make(chan struct{}),

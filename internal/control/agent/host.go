@@ -81,15 +81,15 @@ func (a *Agent) Self(ctx context.Context) (inventory.Host, []Process, error) {
 			processes = append(processes, Process{role, pid, inventory.Bytes(stat.ResidentMemory())})
 		}
 	}
-	parent := os.Getppid()
-	add("parent", parent)
+	warden := os.Getppid()
+	add("warden", warden)
 	procs, err := procfs.AllProcs()
 	if err != nil {
 		return h, nil, fault.New(fault.Internal, "process list: %w", err)
 	}
 	for _, p := range procs {
 		stat, err := p.Stat()
-		if err != nil || stat.PPID != parent {
+		if err != nil || stat.PPID != warden {
 			continue
 		}
 		if args, err := p.CmdLine(); err == nil && len(args) > 2 && args[1] == "role" {

@@ -212,7 +212,7 @@ func (a *Agent) startQEMU(ctx context.Context, v *vm, incoming bool) (*qemu.Proc
 		return nil, err
 	}
 	return qemu.Start(ctx, qemu.Config{
-		Spec: v.stored.Spec, User: a.User, Cgroup: path.Join("godwit", string(a.Host()), string(v.id)),
+		Spec: v.stored.Spec, User: a.User, Cgroup: path.Join(a.Cgroup, string(a.Host()), string(v.id)),
 		Env: qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Firmware: firmware, Ports: ports},
 	})
 }

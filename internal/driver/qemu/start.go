@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -164,6 +165,7 @@ func (p *Process) exec(ctx context.Context, args []string) error {
 		_ = cmd.Wait()
 		return fault.New(fault.Internal, "pidfd of process %d: %w", cmd.Process.Pid, err)
 	}
+	exposed(cmd.Process.Pid)
 	// Until watch reaps it, even a QEMU that has ended at once can be looked at.
 	err = p.record.write(p.dir)
 	p.watching.Go(p.watch)
@@ -202,6 +204,13 @@ func (p *Process) spawn(ctx context.Context, args []string, socket, log *os.File
 			return nil, fault.New(fault.Internal, "%w", err)
 		}
 	}
+}
+
+// exposed takes from QEMU what it may have inherited of its agent's protection from the kernel's out-of-memory killer (proc(5),
+// oom_score_adj): a VM is as likely to be chosen as any other process.
+func exposed(pid int) {
+	// QEMU may be gone already, and where there is no protection there is none to take.
+	_ = os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte("0"), 0)
 }
 
 // startIn starts cmd in the cgroup, if one is given. The kernel puts it there while it is cloned (CLONE_INTO_CGROUP, clone(2)).

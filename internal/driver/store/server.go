@@ -40,13 +40,15 @@ type ServerConfig struct {
 	LogFile string
 	// Ready is called once with the URL that clients can dial, when the member answers. It may be nil.
 	Ready func(endpoint string)
+	// Proofs is closed upon by Serve's loop: whoever sends a channel there gets it closed while the loop runs. It may be nil.
+	Proofs <-chan chan struct{}
 }
 
 // Serve runs an embedded etcd member, the only one of its cluster, until ctx ends, and returns when it has written
 // everything and let go of its files and ports. It returns nil for an end that ctx asked for. It starts from what is in
 // the data directory, or a new store when that is empty.
 //
-// etcd ends the process by itself when its disk fails under it; the parent process starts it again.
+// etcd ends the process by itself when its disk fails under it; the warden starts it again.
 func Serve(ctx context.Context, cfg ServerConfig) error {
 	conf, err := cfg.etcd()
 	if err != nil {
@@ -69,13 +71,53 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 	if cfg.Ready != nil {
 		cfg.Ready(conf.ListenClientUrls[0].Scheme + "://" + server.Clients[0].Addr().String())
 	}
-	select {
-	case err := <-server.Err():
-		return fault.New(fault.Internal, "store in %s: %w", cfg.Dir, err)
-	case <-server.Server.StopNotify():
-		return fault.New(fault.Internal, "store in %s stopped by itself: see its log", cfg.Dir)
-	case <-ctx.Done():
-		return nil
+	return cfg.watch(ctx, server)
+}
+
+// How often the member is asked to read its own data, and how long that may take: a disk that stands still for seconds is an
+// ordinary thing, and killing the member makes it no faster.
+const (
+	readEvery = 5 * time.Second
+	readMax   = 30 * time.Second
+)
+
+// watch follows a member that answers, until ctx ends or something is wrong with it.
+func (cfg ServerConfig) watch(ctx context.Context, server *embed.Etcd) error {
+	tick := time.NewTicker(readEvery)
+	defer tick.Stop()
+	var asked time.Time // zero: no read is under way
+	read := make(chan struct{}, 1)
+	defer func() {
+		if !asked.IsZero() { // the member must not be closed under a read; one that hangs is not waited for
+			select {
+			case <-read:
+			case <-time.After(time.Second):
+			}
+		}
+	}()
+	for {
+		select {
+		case proven := <-cfg.Proofs:
+			close(proven)
+		case <-read:
+			asked = time.Time{}
+		case <-tick.C:
+			if asked.IsZero() {
+				asked = time.Now()
+				go func() { // ends with the read, or with the process
+					_ = server.Server.KV().Rev() // takes the locks that every request takes
+					read <- struct{}{}
+				}()
+			} else if time.Since(asked) > readMax {
+				return fault.New(fault.Internal, "store in %s has read nothing for %v: is its disk well?", cfg.Dir, readMax)
+			}
+		case err := <-server.Err():
+			return fault.New(fault.Internal, "store in %s: %w", cfg.Dir, err)
+		case <-server.Server.StopNotify():
+			return fault.New(fault.Internal, "store in %s stopped by itself: see its log", cfg.Dir)
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 

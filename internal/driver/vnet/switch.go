@@ -53,6 +53,7 @@ type Switch struct {
 
 	spawn  chan func(context.Context) // taken by Run, which waits for what it starts
 	timers chan struct{}              // a deadline has come nearer
+	proofs chan chan struct{}         // closed by the loop of timers: it runs
 	ready  chan struct{}              // closed when Run has restored and listens
 	ended  chan struct{}              // closed when Run starts nothing more
 	dirty  chan struct{}              // the state file is behind
@@ -88,7 +89,7 @@ func New(cfg Config) (*Switch, error) {
 	}
 	s := &Switch{
 		cfg: cfg, log: cfg.Log, fabric: newFabric(cfg.Host, cfg.Log), began: time.Now(),
-		spawn: make(chan func(context.Context)), timers: make(chan struct{}, 1),
+		spawn: make(chan func(context.Context)), timers: make(chan struct{}, 1), proofs: make(chan chan struct{}),
 		ready: make(chan struct{}), ended: make(chan struct{}), dirty: make(chan struct{}, 1),
 		networks: map[inventory.NetworkID]*network{}, trunks: map[inventory.HostID]*trunk{},
 		leases: map[inventory.NetworkID]map[string]string{},
@@ -202,6 +203,9 @@ func (s *Switch) runTimers(ctx context.Context) {
 			return
 		case <-s.timers:
 			t.Stop()
+		case proven := <-s.proofs:
+			t.Stop()
+			close(proven)
 		case <-t.C:
 			s.fabric.tick(time.Now())
 		}

@@ -1,0 +1,118 @@
+package warden
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+)
+
+// lineVariable tells a role the number of the file descriptor of its line.
+const lineVariable = "GODWIT_WARDEN_LINE"
+
+// The words of a role, each a message of its own: what it does as it starts, that it serves and its loops run, that it
+// ends. The warden says nothing over the line; its end is all that a role hears.
+const (
+	saysStarting = "starting"
+	saysAlive    = "alive"
+	saysEnding   = "ending"
+)
+
+// beatEvery is the pause between two signs of life: three may be missed within silentMax.
+const beatEvery = 500 * time.Millisecond
+
+// environment is what a role inherits: not what systemd means for the warden alone (sd_notify(3)).
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool {
+		for _, name := range []string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", lineVariable} {
+			if strings.HasPrefix(v, name+"=") {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// Line is a role's connection to its warden. A nil Line, of a role that was started by hand, says nothing to nobody. Its
+// methods may be called by many goroutines.
+type Line struct {
+	conn *net.UnixConn
+	log  *slog.Logger
+}
+
+// Inherited returns the line to the warden that started this process, nil when none did. gone is called, from a goroutine
+// of its own, when the warden has ended: a role must then end at once, since the next warden starts its own. It must be called
+// once, before this process starts others, which would inherit the line.
+func Inherited(gone func(), log *slog.Logger) (*Line, error) {
+	text, ok := os.LookupEnv(lineVariable)
+	if !ok {
+		return nil, nil //nolint:nilnil // a nil Line works
+	}
+	if err := os.Unsetenv(lineVariable); err != nil {
+		return nil, fault.New(fault.Internal, "line: %w", err)
+	}
+	fd, err := strconv.Atoi(text)
+	if err != nil || fd < 3 {
+		return nil, fault.New(fault.Invalid, "line: %s=%q is no file descriptor: only a warden sets it", lineVariable, text)
+	}
+	conn, err := connOf(os.NewFile(uintptr(fd), "line"))
+	if err != nil {
+		return nil, err
+	}
+	go func() { // ends with the process
+		message := make([]byte, lineMax)
+		for {
+			if _, err := conn.Read(message); err != nil {
+				gone()
+				return
+			}
+		}
+	}()
+	return &Line{conn: conn, log: log}, nil
+}
+
+// Starting says what this role is doing as it starts. From one step to the next it has a minute, before it counts as hung.
+func (l *Line) Starting(what string) { l.say(saysStarting + " " + what) }
+
+// Ending says that this role has begun to end, which gives it ten seconds.
+func (l *Line) Ending() { l.say(saysEnding) }
+
+// Beat tells the warden that this role lives, every half a second and for the first time at once, until ctx ends. Each time prove is
+// asked first: it returns when the role's own loops and locks have answered it, and an error means that they do not. A prove
+// that hangs, or fails for two seconds, gets this process killed.
+func (l *Line) Beat(ctx context.Context, prove func(context.Context) error) {
+	if l == nil {
+		return
+	}
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		if err := prove(ctx); err == nil {
+			l.say(saysAlive)
+		} else if ctx.Err() == nil {
+			l.log.LogAttrs(ctx, slog.LevelWarn, "no sign of life", slog.Any("err", err))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			l.Ending()
+			return
+		}
+	}
+}
+
+func (l *Line) say(text string) {
+	if l == nil {
+		return
+	}
+	if len(text) > lineMax {
+		text = text[:lineMax]
+	}
+	_, _ = l.conn.Write([]byte(text)) // the warden is gone: the reader in Inherited says so
+}

@@ -1,0 +1,54 @@
+package warden
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, and deadlocks on SIGUSR1.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "role" {
+		roleMain(os.Args[2])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func roleMain(path string) {
+	say := func(text string) {
+		f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+		if err == nil {
+			_, err = fmt.Fprintln(f, text, os.Getpid())
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
+	line, err := Inherited(func() { say("gone"); os.Exit(1) }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		panic(err)
+	}
+	hang := make(chan os.Signal, 1)
+	signal.Notify(hang, syscall.SIGUSR1)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	var lock sync.Mutex
+	go func() {
+		<-hang
+		lock.Lock() // and never unlocks
+		say("hangs")
+	}()
+	say("start")
+	line.Beat(ctx, func(context.Context) error {
+		lock.Lock()
+		lock.Unlock() //nolint:staticcheck // the lock is what is wanted
+		return nil
+	})
+	say("end")
+}

@@ -1,0 +1,151 @@
+package warden
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+)
+
+// Role is one of the processes to keep.
+type Role struct {
+	Name string
+	Args []string // of the binary
+}
+
+// Config says what a warden keeps.
+type Config struct {
+	Binary string
+	Roles  []Role // in the order of their start; they end in reverse
+	Front  string // the role whose first sign of life makes the host ready, for systemd
+	RunDir string // holds the lock that makes this the only warden of the host
+	Log    *slog.Logger
+}
+
+// Bounds of ending a role and of looking after all of them.
+const (
+	endGrace  = 10 * time.Second       // how long a role may take to end in order; then it is killed
+	lookEvery = 250 * time.Millisecond // how often the loop looks when nothing happens
+	dumpGrace = 300 * time.Millisecond // how long a silent role may take to write down its goroutines
+)
+
+// warden is the state of Run's loop. Everything happens in the loop; goroutines of children send it events.
+type warden struct {
+	Config
+	children []*child
+	events   chan func(context.Context)
+	over     chan struct{} // closed when the loop takes no events any more
+	awake    awake
+	systemd  notifier
+	ending   bool
+}
+
+// Run keeps the roles running until ctx ends, then ends them in reverse order, and returns when the last is gone. It must
+// be called once in a process, which starts no other children. Error: fault.Conflict when the host has a warden already.
+func Run(ctx context.Context, c Config) error {
+	unlock, err := lock(c.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fault.New(fault.Internal, "become subreaper: %w", err)
+	}
+	// The kernel sends the parent-death signal when the creating *thread* ends (prctl(2)), so the thread must stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	w := &warden{Config: c, events: make(chan func(context.Context)), over: make(chan struct{}), systemd: newNotifier(c.Log)}
+	defer close(w.over)
+	for _, r := range c.Roles {
+		w.children = append(w.children, &child{Role: r, backoff: newBackoff()})
+	}
+	w.loop(ctx)
+	return nil
+}
+
+// loop runs until ctx has ended and every child is gone.
+func (w *warden) loop(ctx context.Context) {
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, syscall.SIGCHLD)
+	defer signal.Stop(died)
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	w.awake.look(time.Now())
+	stop := ctx.Done()
+	for {
+		now := time.Now()
+		ran := w.awake.look(now)
+		for _, c := range w.children {
+			w.tend(ctx, c, now, ran)
+		}
+		if w.ending && w.endNext(ctx, now) {
+			return
+		}
+		w.systemd.tell(ctx, now, w)
+		select {
+		case event := <-w.events:
+			event(ctx)
+		case <-died:
+			w.reapOrphans()
+		case <-tick.C:
+		case <-stop:
+			stop, w.ending = nil, true
+			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending in order, vms run on")
+		}
+	}
+}
+
+// send hands an event to the loop, unless that has ended.
+func (w *warden) send(event func(context.Context)) {
+	select {
+	case w.events <- event:
+	case <-w.over:
+	}
+}
+
+// tend starts a child whose time has come, and kills one that is silent or does not end.
+func (w *warden) tend(ctx context.Context, c *child, now time.Time, ran time.Duration) {
+	switch {
+	case !c.running() && !w.ending && !now.Before(c.startAt):
+		w.start(ctx, c, now, ran)
+	case c.running() && !c.killAt.IsZero() && !now.Before(c.killAt):
+		c.killAt = now.Add(endGrace) // a process in the kernel's hands may take its time: killed again, and said again
+		w.Log.LogAttrs(ctx, slog.LevelWarn, "killing child", slog.String("role", c.Name), slog.Int("pid", c.pid()))
+		c.signal(syscall.SIGKILL)
+	case c.running() && c.killAt.IsZero():
+		if quiet, silent := c.silence.judge(ran, func() time.Duration { return longestWait(c.pid()) }); silent {
+			w.Log.LogAttrs(ctx, slog.LevelError, "child is silent, killing it", slog.String("role", c.Name), slog.Int("pid", c.pid()),
+				slog.Duration("silent", quiet.Round(time.Millisecond)), slog.String("said", c.said))
+			// Where its goroutines stand is what its maker wants to know; a stopped process cannot tell, and is killed all the same.
+			c.signal(syscall.SIGQUIT)
+			c.killAt = now.Add(dumpGrace)
+		}
+	}
+}
+
+// endNext tells the last child that still runs to end, since those before it serve it, and reports whether none is left.
+func (w *warden) endNext(ctx context.Context, now time.Time) (over bool) {
+	for _, c := range slices.Backward(w.children) {
+		if !c.running() {
+			continue
+		}
+		if !c.told {
+			c.told = true
+			c.signal(syscall.SIGTERM)
+			if c.killAt.IsZero() {
+				c.killAt = now.Add(endGrace)
+			}
+			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending child", slog.String("role", c.Name))
+		}
+		return false
+	}
+	return true
+}
