@@ -230,6 +230,10 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identi
 	return all.Wait()
 }
 
+// callsEndMax bounds how long calls may go on when the agent ends. One that takes longer most likely waits for a store that is gone
+// already, and nobody may wait for that.
+const callsEndMax = 300 * time.Millisecond
+
 // serveLocal answers on the unix socket, which only the agent's own user may use, once the agent knows its VMs, and then closes
 // listening.
 func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-chan struct{}, listening chan<- struct{}) error {
@@ -258,7 +262,7 @@ func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-
 		BaseContext: func(net.Listener) context.Context { return base },
 	}
 	stop := context.AfterFunc(ctx, func() {
-		within, done := context.WithTimeout(base, time.Second)
+		within, done := context.WithTimeout(base, callsEndMax)
 		defer done()
 		_ = server.Shutdown(within) // what does not end in time is cut below
 		cut()

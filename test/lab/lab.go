@@ -213,6 +213,9 @@ func (h *Host) start() error {
 	}
 	cmd := exec.Command(h.cluster.options.Binary, "run", "--data", h.Data, "--run", h.Run) //nolint:noctx // ends with Down or Close
 	cmd.Stdout, cmd.Stderr = log, log
+	if os.Getenv("GORACE") == "" {
+		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=50") // the race detector sleeps for a second at each process' end
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the one who holds the cluster
 	if err := cmd.Start(); err != nil {
 		return err
@@ -273,6 +276,21 @@ func (h *Host) Down() error {
 	}
 	h.cmd = nil
 	return nil
+}
+
+// KillWarden kills the host's main process as an out-of-memory killer would, and starts the next one, as systemd would. It returns
+// when the first is gone; its roles may take a moment longer.
+func (h *Host) KillWarden() error {
+	h.mu.Lock()
+	if h.cmd == nil {
+		h.mu.Unlock()
+		return fmt.Errorf("%s does not run", h.Name)
+	}
+	_ = h.cmd.Process.Kill() // gone already is what is wanted
+	<-h.ended
+	h.cmd = nil
+	h.mu.Unlock()
+	return h.start()
 }
 
 // Godwit runs the command line of this host and returns its standard output. Its error carries what it said on standard

@@ -61,7 +61,7 @@ func (w *warden) start(ctx context.Context, c *child, now time.Time, ran time.Du
 	c.began, c.said, c.killAt, c.told = now, "", time.Time{}, false
 	c.silence = silence{heard: ran}
 	cmd := c.cmd
-	w.Log.LogAttrs(ctx, slog.LevelInfo, "child started", slog.String("role", c.Name), slog.Int("pid", c.pid()))
+	w.Log.LogAttrs(ctx, slog.LevelInfo, "child started", slog.String("child", c.Name), slog.Int("pid", c.pid()))
 	go listen(ours, func(text string) { // ends with the process, which has the other end
 		w.send(func(ctx context.Context) {
 			if c.cmd == cmd {
@@ -88,7 +88,7 @@ func (w *warden) hear(ctx context.Context, c *child, text string) {
 	case saysAlive:
 		c.said = "alive"
 		if c.silence.alive(ran) {
-			w.Log.LogAttrs(ctx, slog.LevelInfo, "child answers", slog.String("role", c.Name), slog.Int("pid", c.pid()),
+			w.Log.LogAttrs(ctx, slog.LevelInfo, "child answers", slog.String("child", c.Name), slog.Int("pid", c.pid()),
 				slog.Duration("after", time.Since(c.began).Round(time.Millisecond)))
 		}
 	case saysEnding:
@@ -111,7 +111,7 @@ func (w *warden) rest(ctx context.Context, c *child, now time.Time, why error) {
 	if w.ending {
 		return
 	}
-	w.Log.LogAttrs(ctx, slog.LevelWarn, "child ended, starting it again", slog.String("role", c.Name), slog.Any("err", why),
+	w.Log.LogAttrs(ctx, slog.LevelWarn, "child ended, starting it again", slog.String("child", c.Name), slog.Any("err", why),
 		slog.Duration("after", pause))
 }
 

@@ -20,7 +20,7 @@ const (
 // killer. What is not allowed is said in the log with what to do, and is no error.
 func Protect(ctx context.Context, log *slog.Logger) {
 	if err := score(wardenScore); err != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "not shielded from the out-of-memory killer: run godwit as root", slog.Any("err", err))
+		log.LogAttrs(ctx, slog.LevelWarn, "not shielded from the out-of-memory killer: it takes CAP_SYS_RESOURCE, which root has outside of containers", slog.Any("err", err))
 	}
 	if why := lockMemory(); why != "" {
 		log.LogAttrs(ctx, slog.LevelWarn, "not locked in memory", slog.String("why", why))

@@ -118,11 +118,11 @@ func (w *warden) tend(ctx context.Context, c *child, now time.Time, ran time.Dur
 		w.start(ctx, c, now, ran)
 	case c.running() && !c.killAt.IsZero() && !now.Before(c.killAt):
 		c.killAt = now.Add(endGrace) // a process in the kernel's hands may take its time: killed again, and said again
-		w.Log.LogAttrs(ctx, slog.LevelWarn, "killing child", slog.String("role", c.Name), slog.Int("pid", c.pid()))
+		w.Log.LogAttrs(ctx, slog.LevelWarn, "killing child", slog.String("child", c.Name), slog.Int("pid", c.pid()))
 		c.signal(syscall.SIGKILL)
 	case c.running() && c.killAt.IsZero():
 		if quiet, silent := c.silence.judge(ran, func() time.Duration { return longestWait(c.pid()) }); silent {
-			w.Log.LogAttrs(ctx, slog.LevelError, "child is silent, killing it", slog.String("role", c.Name), slog.Int("pid", c.pid()),
+			w.Log.LogAttrs(ctx, slog.LevelError, "child is silent, killing it", slog.String("child", c.Name), slog.Int("pid", c.pid()),
 				slog.Duration("silent", quiet.Round(time.Millisecond)), slog.String("said", c.said))
 			// Where its goroutines stand is what its maker wants to know; a stopped process cannot tell, and is killed all the same.
 			c.signal(syscall.SIGQUIT)
@@ -143,7 +143,7 @@ func (w *warden) endNext(ctx context.Context, now time.Time) (over bool) {
 			if c.killAt.IsZero() {
 				c.killAt = now.Add(endGrace)
 			}
-			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending child", slog.String("role", c.Name))
+			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending child", slog.String("child", c.Name))
 		}
 		return false
 	}

@@ -23,7 +23,7 @@ const (
 	strangersMax = 64
 	// strangerTimeMax is how long such a connection may last: enough for one join.
 	strangerTimeMax = 15 * time.Second
-	shutdownMax     = 2 * time.Second // calls that take longer are cut
+	shutdownMax     = 300 * time.Millisecond // calls that take longer are cut: most of them wait for a store that is gone
 	acceptRetry     = 50 * time.Millisecond
 	callHeadTimeout = 10 * time.Second
 	clientPingAfter = 5 * time.Second
