@@ -16,6 +16,7 @@ import (
 func newVM() *cobra.Command {
 	cmd := &cobra.Command{Use: "vm", Short: "Make, run and migrate virtual machines"}
 	cmd.AddCommand(newVMCreate(), newVMList(), newVMInfo(), newVMStop(), newVMDestroy(), newVMConsole(), newVMMigrate())
+	cmd.AddCommand(newVMClone(), newVMTemplate(), newVMMove(), newVMDisk(), newVMNIC(), newVMSet())
 	simple := func(use, short string, call func(context.Context, *client, string) (*godwitv1.VM, error)) {
 		cmd.AddCommand(&cobra.Command{
 			Use: use + " VM", Short: short, Args: cobra.ExactArgs(1),

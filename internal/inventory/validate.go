@@ -77,6 +77,7 @@ func (s VMSpec) Problems() []string {
 		}
 		seen[n.Name], seen[n.MAC] = true, true
 	}
+	bad = append(bad, s.portProblems()...)
 	if !s.Boot.Kernel.IsZero() && !s.Boot.Firmware.IsZero() {
 		add("both a kernel and a firmware are given: choose one")
 	}
@@ -96,6 +97,30 @@ func (s VMSpec) Problems() []string {
 		if err := b.file.check(); err != nil {
 			add("%s: %v", b.what, err)
 		}
+	}
+	return bad
+}
+
+// portProblems wants each hot-plug port to be there and to hold one device.
+func (s VMSpec) portProblems() []string {
+	var bad []string
+	taken := map[int]string{}
+	port := func(device string, n int) {
+		switch other := taken[n]; {
+		case n == 0:
+		case n < 0 || n > HotPortsMax || s.Layout < LayoutPorts:
+			bad = append(bad, fmt.Sprintf("%s: the VM has no hot-plug port %d", device, n))
+		case other != "":
+			bad = append(bad, fmt.Sprintf("%s and %s are in the same hot-plug port %d", other, device, n))
+		default:
+			taken[n] = device
+		}
+	}
+	for _, d := range s.Disks {
+		port(d.Name, d.Port)
+	}
+	for _, n := range s.NICs {
+		port(n.Name, n.Port)
 	}
 	return bad
 }

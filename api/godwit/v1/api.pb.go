@@ -3011,8 +3011,9 @@ type AdmitMoveRequest struct {
 	Vm            *VM                    `protobuf:"bytes,2,opt,name=vm,proto3" json:"vm,omitempty"` // as it is to be there
 	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	SourceEpoch   uint64                 `protobuf:"varint,4,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
-	Files         []*MoveFile            `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`   // that are to be sent
-	Marked        []string               `protobuf:"bytes,6,rep,name=marked,proto3" json:"marked,omitempty"` // datastores on which the source has left a mark of this move
+	Files         []*MoveFile            `protobuf:"bytes,5,rep,name=files,proto3" json:"files,omitempty"`                  // that are to be sent
+	Marked        []string               `protobuf:"bytes,6,rep,name=marked,proto3" json:"marked,omitempty"`                // datastores on which the source has left a mark of this move
+	DryRun        bool                   `protobuf:"varint,7,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // only list what stands against it; marks are not looked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3087,6 +3088,13 @@ func (x *AdmitMoveRequest) GetMarked() []string {
 		return x.Marked
 	}
 	return nil
+}
+
+func (x *AdmitMoveRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
 }
 
 // MoveFile is a file that a move brings to another datastore.
@@ -5767,14 +5775,15 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ANSWER_DISCARDED\x10\x01\x12\x12\n" +
 	"\x0eANSWER_RUNNING\x10\x02\x12\x0f\n" +
-	"\vANSWER_LOST\x10\x03\"\xc3\x01\n" +
+	"\vANSWER_LOST\x10\x03\"\xdc\x01\n" +
 	"\x10AdmitMoveRequest\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\tR\x04move\x12\x1d\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.godwit.v1.VMR\x02vm\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12!\n" +
 	"\fsource_epoch\x18\x04 \x01(\x04R\vsourceEpoch\x12)\n" +
 	"\x05files\x18\x05 \x03(\v2\x13.godwit.v1.MoveFileR\x05files\x12\x16\n" +
-	"\x06marked\x18\x06 \x03(\tR\x06marked\"[\n" +
+	"\x06marked\x18\x06 \x03(\tR\x06marked\x12\x17\n" +
+	"\adry_run\x18\a \x01(\bR\x06dryRun\"[\n" +
 	"\bMoveFile\x12#\n" +
 	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x16\n" +

@@ -220,6 +220,11 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 	}
 	stored.Status = status
 	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
+	if process != nil {
+		if err := v.do(ctx, func(ctx context.Context) error { v.mendSoon(ctx, status.State); return nil }); err != nil {
+			return err
+		}
+	}
 	if process != nil && status.Detail != "" && status.State == inventory.Paused {
 		return v.do(ctx, func(ctx context.Context) error {
 			if found, err := v.process.QMP().Status(ctx); err == nil && found.State == qmp.StateShutdown {

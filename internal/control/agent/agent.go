@@ -84,6 +84,7 @@ type Agent struct {
 	vms      map[inventory.VMID]*vm
 	incoming map[inventory.MigrationID]*arrival
 	before   map[inventory.MigrationID]bool // migrations that were open when this agent started
+	moves    map[string]*coming             // cold migrations that bring files here
 }
 
 // New opens the datastores, probes QEMU, and begins a new epoch of this host. It fails when the store cannot be reached
@@ -96,6 +97,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		Config: c, tasks: task.New(c.Host), stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
 		spawned: make(chan func(context.Context)), ended: make(chan struct{}),
 		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
+		moves: map[string]*coming{},
 	}
 	for _, m := range c.Datastores {
 		ds, err := datastore.Open(m.Path)
@@ -163,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	a.sweepFiles(ctx)
 	if err := a.adopt(ctx); err != nil {
 		return err
 	}

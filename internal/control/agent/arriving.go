@@ -142,9 +142,13 @@ func (v *vm) arrive(ctx context.Context, target *migrate.Target, run func(contex
 	}
 }
 
-// Stream joins a memory stream from the source with the incoming QEMU; the header is the migration's id. It returns when the
-// stream has ended.
+// Stream joins a memory stream from the source with the incoming QEMU; the header is the migration's id, or that of a file of a
+// cold migration (fileHeader). It returns when the stream has ended.
 func (a *Agent) Stream(ctx context.Context, s *peer.Stream) {
+	if header, ok := fileHeader(s.Header); ok {
+		a.receiveFile(ctx, s, header)
+		return
+	}
 	id := inventory.MigrationID(s.Header)
 	log := a.Log.With(slog.String("migration", string(id)), slog.String("host", string(s.From)))
 	a.mu.Lock()

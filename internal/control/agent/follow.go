@@ -119,7 +119,14 @@ func (a *Agent) followHosts(ctx context.Context) error {
 
 // followVMs wakes the migrations whose end the store may have told: the target has become owner.
 func (a *Agent) followVMs(ctx context.Context) error {
-	return a.follow(ctx, store.VMs, func(context.Context) error {
+	var looked time.Time
+	return a.follow(ctx, store.VMs, func(ctx context.Context) error {
+		if time.Since(looked) >= reconcileEvery {
+			looked = time.Now()
+			if err := a.reconcile(ctx); err != nil {
+				return err
+			}
+		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		for _, v := range a.vms {

@@ -128,6 +128,9 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 		if v.source != nil || v.target != nil || v.process == nil {
 			return fault.New(fault.Conflict, "it is %v and cannot begin to migrate", v.stored.Status.State)
 		}
+		if err := v.whole(ctx); err != nil {
+			return err
+		}
 		if err := journal.Remove(a.journal(v.id).path); err != nil { // of finished migrations
 			return err
 		}
@@ -142,7 +145,7 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 func (v *vm) sourceConfig(m inventory.Migration, stored inventory.VM, target inventory.Host) migrate.SourceConfig {
 	a := v.agent
 	return migrate.SourceConfig{
-		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Switch: a.Switch,
+		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Cards: v.cards(), Switch: a.Switch,
 		Records: records{a}, Far: far{a, target}, Journal: a.journal(v.id), Authority: a.authority,
 		Free: func(context.Context) error {
 			if v.process == nil {
@@ -229,6 +232,7 @@ func (v *vm) stay(ctx context.Context, target *migrate.Target) {
 	}
 	state, detail := foundState(status)
 	v.state(ctx, state, detail)
+	v.mendSoon(ctx, state)
 }
 
 // settle writes a finished migration's last status until the store takes it: it must not stay unfinished there.

@@ -117,6 +117,9 @@ func (a *Agent) change(ctx context.Context, op string, id inventory.VMID, f func
 		if v.source != nil || v.target != nil {
 			return errMigrating
 		}
+		if err := v.free(); err != nil {
+			return err
+		}
 		return f(ctx, v)
 	})
 	return a.live(v.record()), fault.Wrap(op, "vm "+v.record().Spec.Name, err)
@@ -149,6 +152,9 @@ func (v *vm) start(ctx context.Context) (err error) {
 	}
 	if err := v.must(inventory.Stopped, inventory.Crashed); err != nil {
 		return err
+	}
+	if v.stored.Spec.Template {
+		return errTemplate
 	}
 	if v.process != nil { // it panicked: its QEMU is still there
 		if err := v.end(ctx, true); err != nil {
@@ -298,6 +304,12 @@ func (v *vm) end(ctx context.Context, now bool) error {
 // destroy removes a stopped VM from the inventory and then what it left on disk.
 func (v *vm) destroy(ctx context.Context, deleteDisks bool) error {
 	if err := v.must(inventory.Stopped, inventory.Crashed); err != nil {
+		return err
+	}
+	if err := v.free(); err != nil {
+		return err
+	}
+	if err := v.agent.noClones(ctx, v.stored); err != nil {
 		return err
 	}
 	if err := v.end(ctx, true); err != nil {

@@ -38,6 +38,8 @@ type vm struct {
 	events  *qmp.Events
 	sockets context.CancelFunc // ends console and pulse
 	stale   bool               // the store has not taken the last status
+	uses    []*use             // what keeps the VM as it is for a while
+	let     map[string]bool    // devices that the guest let go of and that the spec still has
 
 	mu      sync.Mutex
 	stored  inventory.VM
@@ -53,7 +55,7 @@ func newVM(a *Agent, stored inventory.VM) *vm {
 	return &vm{
 		agent: a, id: stored.ID, log: a.Log.With(slog.String("vm", string(stored.ID))), stored: stored,
 		calls: make(chan func(context.Context), vmCallsMax), moved: make(chan migrate.Outcome, 1), over: make(chan struct{}),
-		changed: make(chan struct{}), sockets: func() {},
+		changed: make(chan struct{}), sockets: func() {}, let: map[string]bool{},
 	}
 }
 
@@ -98,6 +100,7 @@ func (v *vm) loop(ctx context.Context) {
 			if v.stale {
 				v.writeStatus(ctx)
 			}
+			v.dropDevices(ctx)
 		}
 	}
 	v.detach()
@@ -201,7 +204,7 @@ const storeTimeout = 3 * time.Second
 
 // attach begins to listen to a QEMU: its events, serial port and heartbeats.
 func (v *vm) attach(ctx context.Context) {
-	v.events = v.process.QMP().Subscribe(qmp.EventShutdown, qmp.EventStop, qmp.EventResume, qmp.EventGuestPanicked, qmp.EventBlockIOError)
+	v.events = v.process.QMP().Subscribe(qmp.EventShutdown, qmp.EventStop, qmp.EventResume, qmp.EventGuestPanicked, qmp.EventBlockIOError, qmp.EventDeviceDeleted)
 	if v.console != nil {
 		return
 	}
@@ -259,6 +262,11 @@ func (v *vm) heard(ctx context.Context, e qmp.Event) {
 		v.state(ctx, inventory.Crashed, "the guest panicked: godwit vm reset starts it again")
 	case qmp.EventBlockIOError:
 		v.state(ctx, inventory.Paused, "a disk failed (godwit vm resume tries again): is the datastore full or away?")
+	case qmp.EventDeviceDeleted:
+		if device := e.Device(); device != "" {
+			v.let[device] = true
+			v.dropDevices(ctx)
+		}
 	case qmp.EventStop:
 		if v.stored.Status.State == inventory.Running {
 			v.state(ctx, inventory.Paused, "")
@@ -312,18 +320,32 @@ func (v *vm) removePorts(ctx context.Context) {
 // ports describes the switch ports of the VM's NICs on this host.
 func (v *vm) ports() []vnet.PortSpec {
 	specs := make([]vnet.PortSpec, 0, len(v.stored.Spec.NICs))
-	for i, n := range v.stored.Spec.NICs {
-		id := string(v.id) + "-" + strconv.Itoa(i)
-		spec := vnet.PortSpec{
-			ID: id, Network: n.Network, MAC: n.MAC, Guard: true,
-			Socket: filepath.Join(v.agent.RunDir, "ports", id+".sock"),
-		}
-		if v.agent.User != nil {
-			spec.Owner = int(v.agent.User.UID)
-		}
-		specs = append(specs, spec)
+	for _, n := range v.stored.Spec.NICs {
+		specs = append(specs, v.portOf(n))
 	}
 	return specs
+}
+
+// portOf describes the switch port of a NIC. Its number stays the NIC's when others come and go.
+func (v *vm) portOf(n inventory.NIC) vnet.PortSpec {
+	id := string(v.id) + "-" + strconv.Itoa(n.Number())
+	spec := vnet.PortSpec{
+		ID: id, Network: n.Network, MAC: n.MAC, Guard: true,
+		Socket: filepath.Join(v.agent.RunDir, "ports", id+".sock"),
+	}
+	if v.agent.User != nil {
+		spec.Owner = int(v.agent.User.UID)
+	}
+	return spec
+}
+
+// cards lists the numbers of the VM's NICs, in the order of portIDs.
+func (v *vm) cards() []int {
+	var numbers []int
+	for _, n := range v.stored.Spec.NICs {
+		numbers = append(numbers, n.Number())
+	}
+	return numbers
 }
 
 // portIDs lists the ids of the VM's switch ports.

@@ -39,6 +39,7 @@ type SourceConfig struct {
 	Epoch     uint64
 	Process   *qemu.Process // nil only when a restart found none
 	Ports     []string      // switch ports of the VM's NICs
+	Cards     []int         // numbers of those NICs, in the order of Ports
 	Switch    Ports
 	Records   Records
 	Far       Far

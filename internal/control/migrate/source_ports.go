@@ -79,7 +79,7 @@ func (s *Source) trackPorts(ctx context.Context) {
 	rings := make([]ring, len(s.Ports))
 	for i, port := range s.Ports {
 		err := func() error {
-			filter, err := conn.RxFilter(ctx, qemu.NICDevice(i))
+			filter, err := conn.RxFilter(ctx, qemu.NICDevice(s.Cards[i]))
 			if err != nil {
 				return err
 			}
@@ -87,7 +87,7 @@ func (s *Source) trackPorts(ctx context.Context) {
 			defer done()
 			err = s.Switch.Track(within, port, vnet.Filter(filter))
 			if err == nil {
-				rings[i].used, err = conn.QueueUsed(ctx, qemu.NICBackend(i), 0)
+				rings[i].used, err = conn.QueueUsed(ctx, qemu.NICBackend(s.Cards[i]), 0)
 			}
 			rings[i].known = err == nil
 			return errors.Join(err, s.Switch.Unhold(ctx, port))
@@ -113,7 +113,7 @@ func (s *Source) unseen(ctx context.Context, i int, port string) int {
 	if err != nil {
 		return 0 // the switch was restarted, and what it had in hand is gone
 	}
-	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(i), 0)
+	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(s.Cards[i]), 0)
 	if err != nil {
 		return 0
 	}

@@ -169,7 +169,7 @@ func (p *Part) link(relative string) error {
 
 // Discard gives the part up. After Finish it does nothing.
 func (p *Part) Discard() {
-	_ = p.Close()                // of no use any more
+	_ = p.Close()               // of no use any more
 	_ = p.d.root.Remove(p.name) // SweepParts takes what stays
 }
 

@@ -25,6 +25,7 @@ const (
 	EventBlockJobCompleted = "BLOCK_JOB_COMPLETED"
 	EventJobStatusChange   = "JOB_STATUS_CHANGE"
 	EventDeviceDeleted     = "DEVICE_DELETED"
+	EventUnplugError       = "DEVICE_UNPLUG_GUEST_ERROR"
 	EventPortChange        = "VSERPORT_CHANGE"
 	EventStreamConnected   = "NETDEV_STREAM_CONNECTED"
 	EventStreamGone        = "NETDEV_STREAM_DISCONNECTED"
@@ -42,7 +43,7 @@ var vital = map[string]bool{
 	EventStop: true, EventResume: true, EventReset: true, EventShutdown: true, EventPowerdown: true,
 	EventMigration: true, EventMigrationPass: true, EventGuestPanicked: true, EventGuestCrashloaded: true,
 	EventBlockIOError: true, EventBlockCorrupted: true, EventBlockJobReady: true, EventBlockJobCompleted: true,
-	EventJobStatusChange: true, EventDeviceDeleted: true,
+	EventJobStatusChange: true, EventDeviceDeleted: true, EventUnplugError: true,
 	"WAKEUP": true, "SUSPEND": true, "SUSPEND_DISK": true, "BLOCK_JOB_ERROR": true, "BLOCK_JOB_CANCELLED": true,
 	"MEMORY_FAILURE": true, "UNPLUG_PRIMARY": true, "COLO_EXIT": true,
 }

@@ -50,6 +50,7 @@ func Handler(a *agent.Agent, local bool) http.Handler {
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
 	if !local {
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
+		mux.Handle(godwitv1connect.NewMoveServiceHandler(&movings{a}, options...))
 		mux.Handle(godwitv1connect.NewJoinServiceHandler(&joins{a}, options...))
 	}
 	return mux

@@ -235,6 +235,13 @@ func (r *reasons) memory(spec inventory.VMSpec, host inventory.Host) {
 	}
 }
 
+// Networks returns every reason why the NICs of the spec cannot be on the host.
+func Networks(spec inventory.VMSpec, host inventory.Host) []string {
+	r := &reasons{}
+	r.networks(spec, host)
+	return r.list
+}
+
 func (r *reasons) networks(spec inventory.VMSpec, host inventory.Host) {
 	for _, n := range spec.NICs {
 		if !host.Spec.NetworkAll && !slices.Contains(host.Spec.Networks, n.Network) {
