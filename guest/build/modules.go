@@ -18,6 +18,7 @@ import (
 // Wanted are the modules that the guest needs on Godwit's virtual machines, by their kernel names; what they depend on comes by itself.
 var Wanted = []string{
 	"virtio_pci", "virtio_net", "virtio_console", // network, heartbeat and control
+	"virtio_blk", "isofs", // disks, and the cloud-init seed
 	"button", "evdev", // the power button
 	"pvpanic_pci", // tells QEMU of a panic
 }

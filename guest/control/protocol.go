@@ -7,6 +7,8 @@
 //	dirty stop                                 Status; the region stays and can be checked
 //	checksum                                   Checksum
 //	corrupt [page=N]                           Status; flips a bit in secret, the next checksum must be red
+//	disk name=vda [write=OFFSET]               Disk, after writing Pattern at the offset
+//	seed                                       Seed, as cloud-init would find it
 //	poweroff, reboot                           Status, then the guest goes
 //
 // A word id=N in a request, with a number, is repeated in its answer. Empty lines are ignored. Sizes and rates are bytes with an optional K, M or G (powers of 1024).

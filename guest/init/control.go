@@ -93,6 +93,10 @@ func (g *guest) answer(ctx context.Context, r control.Request) (any, error) {
 			return nil, err
 		}
 		return g.status(), nil
+	case "disk":
+		return disk(r)
+	case "seed":
+		return seed(r)
 	case "poweroff", "reboot":
 		if err := allowed(r); err != nil {
 			return nil, err
@@ -100,7 +104,7 @@ func (g *guest) answer(ctx context.Context, r control.Request) (any, error) {
 		time.AfterFunc(parting, func() { g.leave(r.Verb == "reboot") })
 		return g.status(), nil
 	default:
-		return nil, fmt.Errorf("%q is unknown; use status, dirty, checksum, corrupt, poweroff or reboot", r.Verb)
+		return nil, fmt.Errorf("%q is unknown; use status, dirty, checksum, corrupt, disk, seed, poweroff or reboot", r.Verb)
 	}
 }
 
