@@ -8,6 +8,7 @@
 //	checksum                                   Checksum
 //	corrupt [page=N]                           Status; flips a bit in secret, the next checksum must be red
 //	disk name=vda [write=OFFSET]               Disk, after writing Pattern at the offset
+//	net dev=eth1                               Net, after asking for an address by DHCP
 //	seed                                       Seed, as cloud-init would find it
 //	poweroff, reboot                           Status, then the guest goes
 //

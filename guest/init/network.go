@@ -83,7 +83,7 @@ func (g *guest) network(ctx context.Context, addressed chan struct{}) error {
 		return err
 	}
 	return keepLease(ctx, device, func(l lease) {
-		if err := l.apply(); err != nil {
+		if err := l.apply(nic, true); err != nil {
 			g.say("network: %v", err)
 			return
 		}
@@ -126,8 +126,9 @@ type lease struct {
 	renew   time.Duration // when to ask again
 }
 
-// apply sets address, mask and default route of the NIC. Setting them again changes nothing for open connections.
-func (l lease) apply() error {
+// apply sets address and mask of the card, and with route the default route over it. Setting them again changes nothing for open
+// connections.
+func (l lease) apply(nic string, route bool) error {
 	return withSocket(func(socket int) error {
 		request, err := unix.NewIfreq(nic)
 		if err != nil {
@@ -154,7 +155,7 @@ func (l lease) apply() error {
 				return fmt.Errorf("set mtu %d: %w", l.mtu, err)
 			}
 		}
-		if l.router == nil {
+		if l.router == nil || !route {
 			return nil
 		}
 		return addDefaultRoute(socket, l.router)

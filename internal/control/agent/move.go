@@ -431,7 +431,7 @@ func (a *Agent) leaveOld(ctx context.Context, v *vm, m *moving) {
 
 // reconcileEvery is how often the store is asked whether VMs came or went without a word: an agent was killed just after it had
 // moved one.
-const reconcileEvery = 5 * time.Second
+const reconcileEvery = 10 * time.Second
 
 // reconcile begins loops of VMs that are this host's, and ends those of VMs that are not.
 func (a *Agent) reconcile(ctx context.Context) error {

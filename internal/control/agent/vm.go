@@ -76,7 +76,7 @@ func (v *vm) loop(ctx context.Context) {
 		if v.events != nil {
 			events = v.events.C
 		}
-		if v.stale && house == nil {
+		if (v.stale || len(v.let) > 0) && house == nil {
 			house = time.After(houseEvery)
 		}
 		select {
