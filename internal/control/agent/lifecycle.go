@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"path"
 	"slices"
 	"time"
@@ -81,6 +82,7 @@ func (a *Agent) Stop(ctx context.Context, id inventory.VMID, force bool, grace t
 	}
 	within, done := context.WithTimeout(ctx, grace)
 	defer done()
+	button := time.After(buttonAfter(grace))
 	for {
 		v.mu.Lock()
 		state, changed := v.stored.Status.State, v.changed
@@ -90,6 +92,10 @@ func (a *Agent) Stop(ctx context.Context, id inventory.VMID, force bool, grace t
 		}
 		select {
 		case <-changed:
+		case <-button: // it may have been asked through its agent only
+			if err := v.pressButton(within); err != nil {
+				v.log.LogAttrs(ctx, slog.LevelDebug, "power button not pressed", slog.Any("err", err))
+			}
 		case <-within.Done():
 			return inventory.VM{}, fault.Wrap("stop", name, fault.New(fault.Unavailable,
 				"the guest did not shut down within %v and runs on: wait longer with --grace, or cut its power with --force", grace))
@@ -277,7 +283,7 @@ func (v *vm) stop(ctx context.Context, force bool) error {
 	if v.stored.Status.State == inventory.Paused {
 		return fault.New(fault.Conflict, "it is paused and cannot hear the request: resume it first, or cut its power with --force")
 	}
-	return v.process.QMP().Powerdown(ctx)
+	return v.askOff(ctx)
 }
 
 // end ends the VM's process and cleans up behind it.

@@ -47,6 +47,7 @@ type vm struct {
 	process *qemu.Process
 	console *console
 	pulse   *pulse
+	guest   *guestAgent     // nil for a VM without a port for one
 	source  *migrate.Source // while it migrates away
 	target  *migrate.Target // while it arrives
 }
@@ -151,6 +152,9 @@ func (v *vm) snapshot() inventory.VMStatus {
 	if v.pulse != nil {
 		s.Heartbeat = v.pulse.read()
 	}
+	if v.guest != nil {
+		s.Guest = v.guest.read()
+	}
 	return s
 }
 
@@ -210,13 +214,18 @@ func (v *vm) attach(ctx context.Context) {
 	}
 	dir := v.process.Dir()
 	c, p := newConsole(dir.Serial()), &pulse{path: dir.Heartbeat()}
+	var g *guestAgent
 	within, cancel := context.WithCancel(context.WithoutCancel(ctx)) // until detach, whoever asked for the start
-	var both sync.WaitGroup
-	both.Go(func() { c.run(within) })
-	both.Go(func() { p.run(within) })
-	v.sockets = func() { cancel(); both.Wait() }
+	var all sync.WaitGroup
+	all.Go(func() { c.run(within) })
+	all.Go(func() { p.run(within) })
+	if v.stored.Spec.Layout >= inventory.LayoutPorts {
+		g = newGuestAgent(dir.Agent(), agentPorts(v.process.QMP()), v.log)
+		all.Go(func() { g.run(within) })
+	}
+	v.sockets = func() { cancel(); all.Wait() }
 	v.mu.Lock()
-	v.console, v.pulse = c, p
+	v.console, v.pulse, v.guest = c, p, g
 	v.mu.Unlock()
 }
 
@@ -229,7 +238,7 @@ func (v *vm) detach() {
 	v.sockets()
 	v.sockets = func() {}
 	v.mu.Lock()
-	v.console, v.pulse, v.process = nil, nil, nil
+	v.console, v.pulse, v.guest, v.process = nil, nil, nil, nil
 	v.mu.Unlock()
 }
 

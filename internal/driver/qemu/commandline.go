@@ -202,8 +202,8 @@ func (c *commandLine) consoles() {
 	socket("control", c.env.RunDir.Control())
 	c.addf("-device", "virtserialport,id=port2,bus=ports.0,nr=2,chardev=control,name=%s", ControlPort)
 	if c.spec.Layout >= inventory.LayoutPorts {
-		socket("agent", c.env.RunDir.Agent())
-		c.addf("-device", "virtserialport,id=port3,bus=ports.0,nr=3,chardev=agent,name=%s", AgentPort)
+		socket(AgentChardev, c.env.RunDir.Agent())
+		c.addf("-device", "virtserialport,id=%s,bus=ports.0,nr=3,chardev=%s,name=%s", AgentDevice, AgentChardev, AgentPort)
 	}
 }
 

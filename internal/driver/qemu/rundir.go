@@ -16,6 +16,12 @@ const (
 	AgentPort     = "org.qemu.guest_agent.0" // qemu-guest-agent looks for this name
 )
 
+// AgentDevice and AgentChardev are QEMU's names of the port AgentPort and of what is behind it.
+const (
+	AgentDevice  = "port3"
+	AgentChardev = "agent"
+)
+
 // RunDir is the directory of one QEMU's sockets and records.
 type RunDir string
 

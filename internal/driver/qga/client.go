@@ -124,7 +124,7 @@ func (c *Client) step() error {
 	}
 	id := rand.Int64N(1 << 53) //nolint:gosec // no secret: it only has to differ from the ids of calls before
 	if _, err := c.conn.Write([]byte{delimiter}); err != nil {
-		return fault.New(fault.Unavailable, "%w", err)
+		return ended(err)
 	}
 	if err := c.send("guest-sync-delimited", map[string]any{"id": id}); err != nil {
 		return err
@@ -155,7 +155,7 @@ func (c *Client) send(command string, arguments any) error {
 		return fault.New(fault.Invalid, "arguments: %w", err)
 	}
 	if _, err := c.conn.Write(append(text, '\n')); err != nil {
-		return fault.New(fault.Unavailable, "%w", err)
+		return ended(err)
 	}
 	return nil
 }
@@ -196,7 +196,7 @@ func read(line []byte, result any) error {
 // Lost reports whether err means that the connection is of no use any more: it is closed, or the guest floods it. After any other
 // error the client may be used on.
 func Lost(err error) bool {
-	return errors.Is(err, net.ErrClosed) || errors.Is(err, errEnded) || errors.Is(err, errFlood)
+	return errors.Is(err, errEnded) || errors.Is(err, errFlood)
 }
 
 // The ends of a connection.

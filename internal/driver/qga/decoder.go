@@ -72,7 +72,7 @@ func (d *decoder) next(end byte) ([]byte, error) {
 	return part, err
 }
 
-// ended says why nothing more comes. A deadline is not the end: the connection can be used on.
+// ended says why nothing more comes or goes. A deadline is not the end: the connection can be used on.
 func ended(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return fault.New(fault.Unavailable, "%w", err)
