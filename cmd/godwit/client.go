@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"net/http"
 	"time"
@@ -75,6 +76,9 @@ func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.
 func (f faults) read(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
+		if errors.Is(err, fs.ErrPermission) {
+			return fault.New(fault.Denied, "this user may not use the agent's socket %s: be root, or in the group that socket-group names in the configuration", f.socket)
+		}
 		return fault.New(fault.Unavailable, "no agent answers at %s: start one with \"godwit run\", or name its socket with --socket", f.socket)
 	}
 	return wire.FromFault(err)

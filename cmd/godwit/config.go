@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/godwit-vm/godwit/internal/driver/datadir"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -69,6 +70,9 @@ func (c *hostConfig) trunkAddress() string { return net.JoinHostPort(c.Address, 
 // loadConfig reads a host's configuration from its data folder.
 func loadConfig(dir string) (*hostConfig, error) {
 	c := &hostConfig{dir: dir}
+	if err := datadir.Check(dir); err != nil {
+		return nil, err
+	}
 	text, err := os.ReadFile(c.path())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "%s is no data folder of a host: run godwit init for the first host of a cluster, godwit join for another", dir)

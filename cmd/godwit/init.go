@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/godwit-vm/godwit/internal/driver/datadir"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -64,6 +65,9 @@ func (c *hostConfig) found(identity func() error) (err error) {
 		}
 	}()
 	if err := identity(); err != nil {
+		return err
+	}
+	if err := datadir.Init(c.dir); err != nil {
 		return err
 	}
 	return c.save()

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
@@ -105,17 +106,21 @@ QEMU does not answer; 130 canceled.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return flagsFromEnvironment(cmd.Flags())
+			if err := flagsFromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
+			return flagsFromFile(cmd)
 		},
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())}
 	})
 	root.PersistentFlags().String("socket", defaultSocket, "unix socket of the agent to talk to")
+	root.PersistentFlags().String("config", config.DefaultFile, "configuration file of the host; the usual one may be missing")
 	root.PersistentFlags().Bool("json", false, "print JSON instead of a table")
 	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
 	root.AddCommand(newHost(), newVM(), newMigration(), newNetwork(), newDatastore(), newDoctor(),
-		newInit(), newToken(), newJoin(), newRun(), newRole(), newStore(), newVersion(), newCompletion(), newMan())
+		newConfig(), newInit(), newToken(), newJoin(), newRun(), newRole(), newStore(), newVersion(), newCompletion(), newMan())
 	tidyArgs(root)
 	completeNames(root)
 	return root
@@ -148,14 +153,16 @@ func tidyArgs(cmd *cobra.Command) {
 func flagsFromEnvironment(flags *pflag.FlagSet) error {
 	var bad error
 	flags.VisitAll(func(f *pflag.Flag) {
-		name := "GODWIT_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		name := variable(f.Name)
 		value, ok := os.LookupEnv(name)
 		if f.Changed || !ok || bad != nil {
 			return
 		}
 		if err := flags.Set(f.Name, value); err != nil {
 			bad = usageError{fmt.Errorf("environment variable %s: %w", name, err)}
+			return
 		}
+		bad = flags.SetAnnotation(f.Name, variableKey, []string{name})
 	})
 	return bad
 }

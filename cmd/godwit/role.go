@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -17,12 +15,12 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/control/agent"
 	"github.com/godwit-vm/godwit/internal/control/warden"
+	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
-	"github.com/godwit-vm/godwit/internal/face/rpc"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
@@ -40,34 +38,34 @@ const agentWaits = 30 * time.Second
 func newRole() *cobra.Command {
 	cmd := &cobra.Command{Use: "role", Short: "The processes that \"godwit run\" starts", Hidden: true}
 	add := func(name string, memory int64, run func(context.Context, *hostConfig, roleRun) error) {
-		var data, dir, cgroup string
+		var cgroup string
 		role := &cobra.Command{
 			Use: name, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				thrifty(memory)
-				log := newLog(name)
+				set, c, err := settingsOf(cmd)
+				if err != nil {
+					return err
+				}
+				log := openLog(cmd.Context(), cmd, name, set, nil)
 				// Whoever is left without a warden makes room at once for what the next one starts.
 				line, err := warden.Inherited(func() { os.Exit(exitUnavailable) }, log)
 				if err != nil {
 					return err
 				}
 				warden.ProtectRole()
-				c, err := loadConfig(data)
-				if err != nil {
-					return err
-				}
-				if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user passes through to its own sockets
+				if err := os.MkdirAll(set.Run, 0o711); err != nil { //nolint:gosec // QEMU's user passes through to its own sockets
 					return fault.New(fault.Internal, "run directory: %w", err)
 				}
-				release, err := warden.Claim(cmd.Context(), dir, name, line)
+				release, err := warden.Claim(cmd.Context(), set.Run, name, line)
 				if err != nil {
 					return err
 				}
 				defer release()
-				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{dir, cgroup, line, log}))
+				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{set, cgroup, line, log}))
 			},
 		}
-		roleFlags(role, &data, &dir)
+		settingFlags(role, true)
 		role.Flags().StringVar(&cgroup, "cgroup", "godwit", "cgroup that VMs have theirs below")
 		cmd.AddCommand(role)
 	}
@@ -79,7 +77,7 @@ func newRole() *cobra.Command {
 
 // roleRun is what a role gets from its warden.
 type roleRun struct {
-	dir    string // for sockets and journals
+	set    *config.Config
 	cgroup string // of VMs
 	line   *warden.Line
 	log    *slog.Logger
@@ -139,7 +137,7 @@ func runSwitch(ctx context.Context, c *hostConfig, r roleRun) error {
 	}
 	server, client := identity.TrunkTLS()
 	s, err := vnet.New(vnet.Config{
-		Host: c.Host, Dir: filepath.Join(r.dir, "switch"), Control: switchSocket(r.dir), TrunkAddr: c.trunkAddress(),
+		Host: c.Host, Dir: filepath.Join(r.set.Run, "switch"), Control: switchSocket(r.set.Run), TrunkAddr: c.trunkAddress(),
 		ServerTLS: server, ClientTLS: client, PeerID: identity.PeerHost, Log: r.log,
 	})
 	if err != nil {
@@ -172,109 +170,34 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 		return err
 	}
 	defer func() { _ = inventory.Close() }() // read only from here on
-	config := agent.Config{
-		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.dir,
-		Cgroup: r.cgroup, CacheDir: c.Cache, Binary: c.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
-		Switch: vnet.NewClient(switchSocket(r.dir)), Starting: r.line.Starting, Log: r.log, Memory: agentMemory,
+	conf := agent.Config{
+		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.set.Run,
+		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
+		Switch: vnet.NewClient(switchSocket(r.set.Run)), Starting: r.line.Starting, Log: r.log, Memory: agentMemory,
 	}
-	defer config.Peers.Close()
-	defer config.Switch.Close()
-	if config.CA, err = peer.LoadCA(c.pki()); err != nil && !fault.Is(err, fault.NotFound) {
+	defer conf.Peers.Close()
+	defer conf.Switch.Close()
+	if conf.CA, err = peer.LoadCA(c.pki()); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	if os.Geteuid() == 0 && c.User != "" {
-		if config.User, err = qemu.LookupUser(c.User); err != nil {
+	if os.Geteuid() == 0 && r.set.User != "" {
+		if conf.User, err = qemu.LookupUser(r.set.User); err != nil {
 			return err
 		}
 	}
 	for _, d := range c.Datastores {
-		config.Datastores = append(config.Datastores, agent.Mount{Path: d.Path, Shared: !d.Local})
+		conf.Datastores = append(conf.Datastores, agent.Mount{Path: d.Path, Shared: !d.Local})
 	}
 	r.line.Starting("waits for the switch")
-	if err := waitForSwitch(ctx, config.Switch); err != nil {
+	if err := waitForSwitch(ctx, conf.Switch); err != nil {
 		return err
 	}
 	r.line.Starting("looks at QEMU and opens the datastores")
-	a, err := agent.New(ctx, config)
+	a, err := agent.New(ctx, conf)
 	if err != nil {
 		return err
 	}
 	return serve(ctx, a, c, r, identity)
-}
-
-// serve runs the agent and its two faces until ctx ends.
-func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identity *peer.Identity) error {
-	listening := make(chan struct{})
-	all, ctx := errgroup.WithContext(ctx)
-	all.Go(func() error { return a.Run(ctx) })
-	all.Go(func() error {
-		return serveLocal(ctx, filepath.Join(r.dir, "agent.sock"), rpc.Handler(a, true), a.Ready(), listening)
-	})
-	all.Go(func() error {
-		select {
-		case <-listening:
-			r.line.Beat(ctx, a.Alive)
-		case <-ctx.Done():
-			r.line.Ending()
-		}
-		return nil
-	})
-	all.Go(func() error {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.agentAddress())
-		if err != nil {
-			return fault.New(fault.Unavailable, "%w: is another agent on that address?", err)
-		}
-		server := &peer.Server{Identity: identity, HTTP: peer.RequireHost(rpc.Handler(a, false), rpc.OpenPaths()...), Stream: a.Stream}
-		return server.Run(ctx, l)
-	})
-	return all.Wait()
-}
-
-// callsEndMax bounds how long calls may go on when the agent ends. One that takes longer most likely waits for a store that is gone
-// already, and nobody may wait for that.
-const callsEndMax = 300 * time.Millisecond
-
-// serveLocal answers on the unix socket, which only the agent's own user may use, once the agent knows its VMs, and then closes
-// listening.
-func serveLocal(ctx context.Context, path string, handler http.Handler, ready <-chan struct{}, listening chan<- struct{}) error {
-	select {
-	case <-ready:
-	case <-ctx.Done():
-		return nil
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of an agent that was killed
-		return fault.New(fault.Internal, "socket: %w", err)
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return fault.New(fault.Internal, "socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return fault.New(fault.Internal, "socket: %w", err)
-	}
-	close(listening)
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // curl
-	protocols.SetUnencryptedHTTP2(true)
-	base, cut := context.WithCancel(context.WithoutCancel(ctx))
-	server := &http.Server{
-		Handler: handler, Protocols: protocols, ReadHeaderTimeout: dialTimeout,
-		BaseContext: func(net.Listener) context.Context { return base },
-	}
-	stop := context.AfterFunc(ctx, func() {
-		within, done := context.WithTimeout(base, callsEndMax)
-		defer done()
-		_ = server.Shutdown(within) // what does not end in time is cut below
-		cut()
-		_ = server.Close()
-	})
-	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		cut()
-		return err
-	}
-	<-base.Done()
-	return nil
 }
 
 // waitForStore opens the store, which may be starting too, or be on a host that is.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"slices"
@@ -8,53 +9,70 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/godwit-vm/godwit/internal/control/warden"
+	"github.com/godwit-vm/godwit/internal/driver/config"
+	"github.com/godwit-vm/godwit/internal/driver/datadir"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
 func newRun() *cobra.Command {
-	var data, run string
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run this host: agent, switch and, where it is a member, store", Args: cobra.NoArgs,
 		Long: `Run is the main process of a host. It starts the agent, the switch and, on a host that carries one, the
 store, starts again what ends, and kills and starts again what is silent for two seconds. SIGTERM and Ctrl-C
-end them in order; VMs run on, and the next run finds them. "godwit install" makes it a service of systemd.`,
+end them in order; VMs run on, and the next run finds them. "godwit install" makes it a service of systemd.
+SIGHUP makes all of them read the log levels anew from the configuration file; other settings count from the
+next start on.
+
+Every setting can stand in the configuration file under the name of its flag, --limits-calls as calls in the
+table [limits], --log-levels-agent as agent in [log-levels]: "godwit config show" prints them with their
+sources. What carries a network on this host is in the file only, as [networks.NAME] with bridge or uplink.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			thrifty(wardenMemory)
-			c, err := loadConfig(data)
+			set, c, err := settingsOf(cmd)
 			if err != nil {
 				return err
 			}
+			log := openLog(cmd.Context(), cmd, "warden", set, hangUpRoles)
+			held, err := holdFolders(cmd.Context(), set, log)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = held.Close() }() // the end of the process does the same
 			binary, err := os.Executable()
 			if err != nil {
 				return fault.New(fault.Internal, "own binary: %w", err)
 			}
-			log := newLog("warden")
 			warden.Protect(cmd.Context(), log)
 			vms := warden.Settle(cmd.Context(), log)
 			role := func(name string) warden.Role {
-				return warden.Role{Name: name, Args: []string{"role", name, "--data", data, "--run", run, "--cgroup", vms}}
+				return warden.Role{Name: name, Args: append([]string{"role", name, "--cgroup", vms}, settingArgs(cmd)...)}
 			}
 			roles := []warden.Role{role("switch"), role("agent")}
 			if c.Member {
 				roles = slices.Insert(roles, 0, role("store"))
 			}
-			return warden.Run(cmd.Context(), warden.Config{Binary: binary, Roles: roles, Front: "agent", RunDir: run, Log: log})
+			return warden.Run(cmd.Context(), warden.Config{Binary: binary, Roles: roles, Front: "agent", RunDir: set.Run, Log: log})
 		},
 	}
-	roleFlags(cmd, &data, &run)
+	settingFlags(cmd, true)
 	return cmd
 }
 
-func roleFlags(cmd *cobra.Command, data, run *string) {
-	cmd.Flags().StringVar(data, "data", defaultData, "data folder of the host")
-	cmd.Flags().StringVar(run, "run", defaultRun, "folder for sockets and journals, on tmpfs")
-}
-
-// newLog logs to standard error, a line an event, with the role that says it.
-func newLog(role string) *slog.Logger {
-	level := slog.LevelInfo
-	if os.Getenv("GODWIT_DEBUG") != "" {
-		level = slog.LevelDebug
+// holdFolders takes the data folder for this process, brings it to this version, and looks at the run directory.
+func holdFolders(ctx context.Context, set *config.Config, log *slog.Logger) (*datadir.Folder, error) {
+	held, err := datadir.Open(set.Data)
+	if err != nil {
+		return nil, err
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With(slog.String("role", role))
+	if held.From != datadir.Version {
+		log.LogAttrs(ctx, slog.LevelInfo, "data folder brought to a newer version", slog.String("dir", held.Path),
+			slog.Int("from", held.From), slog.Int("to", datadir.Version))
+	}
+	if in, err := datadir.OnTmpfs(set.Run); err != nil {
+		return nil, err
+	} else if !in {
+		log.LogAttrs(ctx, slog.LevelWarn, "run directory is not on tmpfs: after a reboot it would speak of VMs that are gone",
+			slog.String("dir", set.Run))
+	}
+	return held, nil
 }

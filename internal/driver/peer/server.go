@@ -19,8 +19,6 @@ import (
 
 // The bounds of a server.
 const (
-	// strangersMax is how many connections may be open at once that have not shown a certificate (yet).
-	strangersMax = 64
 	// strangerTimeMax is how long such a connection may last: enough for one join.
 	strangerTimeMax = 15 * time.Second
 	shutdownMax     = 300 * time.Millisecond // calls that take longer are cut: most of them wait for a store that is gone
@@ -38,9 +36,20 @@ type Server struct {
 	// Stream answers a stream: Accept or Refuse, then use it. The stream is closed when Stream returns, and when ctx ends.
 	// nil refuses all.
 	Stream func(ctx context.Context, s *Stream)
+	// Limits bound what others may hold open.
+	Limits Limits
 }
 
-type hostKey struct{}
+type (
+	hostKey    struct{}
+	refusedKey struct{}
+)
+
+// RefusedOf returns why the connection of this context's call is one too many; nil for all others.
+func RefusedOf(ctx context.Context) error {
+	err, _ := ctx.Value(refusedKey{}).(error)
+	return err
+}
 
 // HostID returns the host that makes the call of this context, as its certificate says; false for a stranger.
 func HostID(ctx context.Context) (inventory.HostID, bool) {
@@ -71,6 +80,7 @@ func RequireHost(next http.Handler, open ...string) http.Handler {
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	count := newCensus(s.Limits.filled())
 	conf := s.Identity.serverTLS()
 	calls := &handover{addr: listener.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
 	running := callers{next: s.HTTP}
@@ -84,11 +94,15 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		Protocols:         protocols,
 		HTTP2:             &http.HTTP2Config{SendPingTimeout: clientPingAfter, PingTimeout: pingTimeout},
 		ReadHeaderTimeout: callHeadTimeout,
+		MaxHeaderBytes:    count.limits.HeaderBytes,
 		IdleTimeout:       2 * idleMax,
 		ErrorLog:          log.New(io.Discard, "", 0), // what strangers do wrong is not news
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if conn, ok := c.(*tls.Conn); ok {
+				if raw, ok := conn.NetConn().(*stranger); ok && raw.refused != nil {
+					ctx = context.WithValue(ctx, refusedKey{}, raw.refused)
+				}
 				if host, err := s.Identity.verifiedHost(conn.ConnectionState()); err == nil {
 					return context.WithValue(ctx, hostKey{}, host)
 				}
@@ -102,7 +116,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		<-ctx.Done()
 		_ = listener.Close() // only makes accept return
 	})
-	err := s.accept(ctx, listener, conf, calls, &all)
+	err := s.accept(ctx, listener, conf, calls, count, &all)
 
 	cancel()
 	close(calls.done)
@@ -118,8 +132,8 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 }
 
 // accept hands every connection to a goroutine of its own until the listener is closed.
-func (s *Server) accept(ctx context.Context, listener net.Listener, conf *tls.Config, calls *handover, all *sync.WaitGroup) error {
-	strangers := make(chan struct{}, strangersMax)
+func (s *Server) accept(ctx context.Context, listener net.Listener, conf *tls.Config, calls *handover, count *census, all *sync.WaitGroup) error {
+	strangers := make(chan struct{}, count.limits.Handshakes)
 	for {
 		select {
 		case strangers <- struct{}{}:
@@ -140,14 +154,20 @@ func (s *Server) accept(ctx context.Context, listener net.Listener, conf *tls.Co
 				return nil
 			}
 		}
+		one, ok := count.arrive(conn.RemoteAddr())
+		if !ok { // it is told nothing: whoever holds so many open does not listen
+			_ = conn.Close()
+			<-strangers
+			continue
+		}
 		tune(conn)
-		guest := &stranger{Conn: conn, leave: func() { <-strangers }}
-		all.Go(func() { s.serve(ctx, guest, conf, calls) })
+		guest := &stranger{Conn: conn, leave: func() { one(); <-strangers }}
+		all.Go(func() { s.serve(ctx, guest, conf, calls, count) })
 	}
 }
 
 // serve does the handshake and passes the connection on by its protocol.
-func (s *Server) serve(ctx context.Context, raw *stranger, conf *tls.Config, calls *handover) {
+func (s *Server) serve(ctx context.Context, raw *stranger, conf *tls.Config, calls *handover, count *census) {
 	conn := tls.Server(raw, conf)
 	shaking, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
@@ -157,10 +177,16 @@ func (s *Server) serve(ctx context.Context, raw *stranger, conf *tls.Config, cal
 	}
 	state := conn.ConnectionState()
 	host, err := s.Identity.verifiedHost(state)
-	if err == nil {
-		raw.known()
-	} else {
+	if err == nil && state.NegotiatedProtocol == protoHTTP {
+		raw.gone, raw.refused = count.connect(host)
+	}
+	switch {
+	case err != nil:
 		raw.limit(strangerTimeMax)
+	case raw.refused != nil:
+		raw.limit(refusalTime) // it keeps its place among the strangers until then
+	default:
+		raw.known()
 	}
 	switch {
 	case state.NegotiatedProtocol == protoHTTP:
@@ -203,8 +229,11 @@ func (s *Server) stream(ctx context.Context, conn *tls.Conn, from inventory.Host
 type stranger struct {
 	net.Conn
 	leave func()
+	gone  func() // nil, or to be called when it is closed
 	once  sync.Once
-	timer atomic.Pointer[time.Timer]
+
+	refused error // why it is one too many of its host's
+	timer   atomic.Pointer[time.Timer]
 }
 
 func (g *stranger) known() { g.once.Do(g.leave) }
@@ -220,6 +249,9 @@ func (g *stranger) Close() error {
 		t.Stop()
 	}
 	g.known()
+	if g.gone != nil {
+		g.gone()
+	}
 	return g.Conn.Close()
 }
 

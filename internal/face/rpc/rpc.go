@@ -3,25 +3,25 @@
 //
 // It translates and routes, and holds no state. A call about a VM is passed on to the host that owns it, once: a host
 // that gets a passed-on call for a VM it does not own answers fault.Conflict, since the VM moved meanwhile. Callers on
-// the unix socket are local administrators (the socket's mode says who), callers over TLS are hosts of the cluster;
-// only JoinService answers a TLS caller without a certificate.
+// the unix socket are local administrators (driver/peer says who), callers over TLS are hosts of the cluster; only
+// JoinService answers a TLS caller without a certificate. Each caller has its own limits (gate.go), and its name goes with the
+// call to tasks and events, also when the call is passed on.
 package rpc
 
 import (
 	"context"
+	"math"
 	"net/http"
 
 	"connectrpc.com/connect"
 
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
 	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/wire"
 )
-
-// requestMax bounds one request message. Nothing that Godwit is asked is large.
-const requestMax = 1 << 20
 
 // compressMin is the size from which answers are compressed. Progress of a migration is smaller and comes often, and its
 // compression would take more processor time than all the rest of sending it.
@@ -34,16 +34,16 @@ const forwarded = "Godwit-Forwarded-By"
 // only hosts of the cluster through to all others.
 func OpenPaths() []string { return []string{"/" + godwitv1connect.JoinServiceName + "/"} }
 
-// Handler returns the API of the agent. Local says that callers come over the unix socket: hand-overs and joins are then
-// left out, as they are between hosts.
-func Handler(a *agent.Agent, local bool) http.Handler {
+// Handler returns the API of the agent to one side of callers, each within its limits. Local says that callers come over the
+// unix socket: hand-overs and joins are then left out, as they are between hosts.
+func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	mux := http.NewServeMux()
 	compressed := compressMin
 	if local {
-		compressed = requestMax << 10 // never: it has no way to go that would be shorter
+		compressed = math.MaxInt32 // never: it has no way to go that would be shorter
 	}
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(requestMax), connect.WithCompressMinBytes(compressed),
+		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(callers.Limits.RequestBytes), connect.WithCompressMinBytes(compressed),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
 	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{agent: a}, options...))
@@ -53,7 +53,7 @@ func Handler(a *agent.Agent, local bool) http.Handler {
 		mux.Handle(godwitv1connect.NewMoveServiceHandler(&movings{a}, options...))
 		mux.Handle(godwitv1connect.NewJoinServiceHandler(&joins{a}, options...))
 	}
-	return mux
+	return newGate(mux, callers)
 }
 
 // route finds the VM and, when another host owns it, that host's API.
@@ -88,10 +88,18 @@ func markForwarded(a *agent.Agent) connect.ClientOption {
 
 type mark struct{ by string }
 
+// on marks a call's header.
+func (m mark) on(ctx context.Context, header http.Header) {
+	header.Set(forwarded, m.by)
+	if by := task.CallerOf(ctx).Name; by != "" {
+		header.Set(original, by)
+	}
+}
+
 // WrapUnary implements connect.Interceptor.
 func (m mark) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		req.Header().Set(forwarded, m.by)
+		m.on(ctx, req.Header())
 		resp, err := next(ctx, req)
 		return resp, wire.FromFault(err)
 	}
@@ -101,7 +109,7 @@ func (m mark) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (m mark) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
 		conn := next(ctx, spec)
-		conn.RequestHeader().Set(forwarded, m.by)
+		m.on(ctx, conn.RequestHeader())
 		return conn
 	}
 }
