@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -38,9 +37,7 @@ the first counts: flag, environment, file, init (what godwit init or join were t
 				return err
 			}
 			if asJSON {
-				out := json.NewEncoder(cmd.OutOrStdout())
-				out.SetIndent("", "  ")
-				return out.Encode(set.Values())
+				return writeJSON(cmd.OutOrStdout(), set.Values())
 			}
 			var rows [][]string
 			for _, v := range set.Values() {

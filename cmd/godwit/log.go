@@ -12,7 +12,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/config"
 )
 
-// newLog logs to standard error, a line an event, with the role that says it. The level may change while it is used.
+// newLog logs to standard error, a line an event, with the component that says it. The level may change while it is used.
 func newLog(component string, set *config.Config, level *slog.LevelVar) *slog.Logger {
 	level.Set(set.Level(component))
 	options := &slog.HandlerOptions{Level: level}
@@ -20,7 +20,7 @@ func newLog(component string, set *config.Config, level *slog.LevelVar) *slog.Lo
 	if set.LogFormat == "json" {
 		handler = slog.NewJSONHandler(os.Stderr, options)
 	}
-	log := slog.New(handler).With(slog.String("role", component))
+	log := slog.New(handler).With(slog.String("component", component))
 	slog.SetDefault(log) // what libraries say by themselves has our form too
 	return log
 }

@@ -1,0 +1,109 @@
+package bundle
+
+import (
+	"bytes"
+	"encoding/base64"
+	"regexp"
+)
+
+// Gone stands where a secret was.
+const Gone = "[redacted]"
+
+// knownMin is the shortest text that is taken out wherever it stands; a shorter one would be found in everything.
+const knownMin = 12
+
+// The forms of secrets that Godwit, its guests and its administrators have.
+var forms = []*regexp.Regexp{
+	// Private keys, in PEM: whole, or begun in a text whose end was cut off, or in one line of JSON with \n.
+	regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[^-]*(-----END [A-Z0-9 ]*PRIVATE KEY-----)?`),
+	regexp.MustCompile(`[A-Za-z0-9+/=\\n\s]*-----END [A-Z0-9 ]*PRIVATE KEY-----`),
+	// Join tokens (driver/peer, token.go).
+	regexp.MustCompile(`\bgw1\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*`),
+	// What a cloud-init seed says to a guest may have passwords in any form: user data, network configuration, as fields of a record.
+	regexp.MustCompile(`"(user_data|userData|network_config|networkConfig)"\s*:\s*"((?:[^"\\]|\\.)*)"`),
+	// Hashes of tokens and passwords, and what an idempotent call was answered, which may be a token.
+	regexp.MustCompile(`"(secret_hash|secretHash|password|passwd|secret|answer)"\s*:\s*"((?:[^"\\]|\\.)*)"`),
+	regexp.MustCompile(`(?im)\b(password|passwd|secret|api[_-]?key)\s*[:=]\s*[^\s,;]+`),
+	regexp.MustCompile(`\$(1|2[aby]|5|6|y|gy|7)\$[./A-Za-z0-9$]{8,}`), // crypt(5)
+}
+
+// named are the forms that keep the name of the field.
+var named = regexp.MustCompile(`^"([^"]+)"\s*:`)
+
+// encoded finds base64 that is long enough to hold a secret.
+var encoded = regexp.MustCompile(`[A-Za-z0-9+/_-]{24,}={0,2}`)
+
+// Redactor takes secrets out of texts. Use it after the last Know.
+type Redactor struct{ known [][]byte }
+
+// Know takes out each line of the secret wherever it stands, and so a key's text outside its PEM block too.
+func (r *Redactor) Know(secret []byte) {
+	for line := range bytes.Lines(secret) {
+		line = bytes.TrimSpace(line)
+		if len(line) >= knownMin && !bytes.HasPrefix(line, []byte("-----")) {
+			r.known = append(r.known, bytes.Clone(line))
+		}
+	}
+}
+
+// Redact returns the text without secrets, and how many it had.
+func (r *Redactor) Redact(text []byte) ([]byte, int) {
+	n := 0
+	for _, form := range forms {
+		text = form.ReplaceAllFunc(text, func(found []byte) []byte {
+			if name := named.FindSubmatch(found); name != nil {
+				if bytes.HasSuffix(found, []byte(`:""`)) || bytes.HasSuffix(found, []byte(`: ""`)) || bytes.HasSuffix(found, []byte(`"`+Gone+`"`)) {
+					return found // nothing is in it
+				}
+				n++
+				return []byte(`"` + string(name[1]) + `": "` + Gone + `"`)
+			}
+			n++
+			return []byte(Gone)
+		})
+	}
+	if r != nil {
+		for _, known := range r.known {
+			if found := bytes.Count(text, known); found > 0 {
+				n += found
+				text = bytes.ReplaceAll(text, known, []byte(Gone))
+			}
+		}
+	}
+	// A record that this version cannot read is in the dump as base64, and may hold what stands above.
+	text = encoded.ReplaceAllFunc(text, func(found []byte) []byte {
+		if r.hides(found) {
+			n++
+			return []byte(Gone)
+		}
+		return found
+	})
+	return text, n
+}
+
+// inside are the marks of a secret in decoded base64.
+var inside = [][]byte{[]byte("PRIVATE KEY"), []byte("gw1."), []byte("#cloud-config"), []byte("password"), []byte("passwd")}
+
+func (r *Redactor) hides(text []byte) bool {
+	bare := bytes.TrimRight(text, "=")
+	for _, code := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		plain := make([]byte, code.DecodedLen(len(bare)))
+		if _, err := code.Decode(plain, bare); err != nil {
+			continue
+		}
+		for _, mark := range inside {
+			if bytes.Contains(plain, mark) {
+				return true
+			}
+		}
+		if r == nil {
+			continue
+		}
+		for _, known := range r.known {
+			if bytes.Contains(plain, known) {
+				return true
+			}
+		}
+	}
+	return false
+}
