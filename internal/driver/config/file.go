@@ -172,15 +172,21 @@ func (c *Config) layer(path string, must bool) []error {
 		return []error{problem{file: path, err: err}}
 	}
 	var bad []error
+	var blamed [][]string        // keys that are wrong: what stands below one is not wrong once more
 	networks := map[string]int{} // with the line that each begins at
 	for _, e := range entries {
+		if slices.ContainsFunc(blamed, func(key []string) bool { return below(e.key, key) }) {
+			continue
+		}
 		if err := c.take(path, e, networks); err != nil {
 			bad = append(bad, problem{file: path, line: e.line, err: err})
+			blamed = append(blamed, e.key)
 		}
 	}
 	for name, line := range networks {
 		n := c.Networks[name]
-		if (n.Bridge == "") == (n.Uplink == "") {
+		known := slices.ContainsFunc(blamed, func(key []string) bool { return below(key, []string{"networks", name}) })
+		if (n.Bridge == "") == (n.Uplink == "") && !known {
 			bad = append(bad, problem{file: path, line: line, err: fmt.Errorf("networks.%s wants either bridge or uplink", name)})
 		}
 	}
@@ -190,6 +196,11 @@ func (c *Config) layer(path string, must bool) []error {
 		return cmp.Compare(p.line, q.line)
 	})
 	return bad
+}
+
+// below reports whether the key is the other one or in the table of its name.
+func below(key, other []string) bool {
+	return len(key) >= len(other) && slices.Equal(key[:len(other)], other)
 }
 
 // take puts one entry of the file into the configuration.
@@ -274,7 +285,11 @@ func unknown(key string, table bool) error {
 			names[i] = strings.Replace(names[i], "NAME", parts[1], 1)
 		}
 	}
-	if near := nearest(key, names); near != "" {
+	like := key
+	if table {
+		like, _, _ = strings.Cut(key, ".")
+	}
+	if near := nearest(like, names); near != "" {
 		return fmt.Errorf("unknown %s %s: did you mean %s?", what, key, near)
 	}
 	return fmt.Errorf("unknown %s %s: \"godwit config show\" lists all", what, key)
