@@ -19,7 +19,8 @@ func newConfigShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show", Short: "Print every setting of this host and where it comes from", Args: cobra.NoArgs,
 		Long: `Show prints what "godwit run" would take for this host with the same flags and environment. Of several sources
-the first counts: flag, environment, file, init (what godwit init or join were told), default.`,
+the first counts: flag, environment, file, init (what godwit init or join were told), default. It takes the
+flags of "godwit run" too.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			set, err := settings(cmd)
 			if err != nil {
@@ -46,7 +47,7 @@ the first counts: flag, environment, file, init (what godwit init or join were t
 			return table(cmd.OutOrStdout(), []string{"KEY", "VALUE", "FROM", "WHERE"}, rows)
 		},
 	}
-	settingFlags(cmd)
+	settingFlags(cmd, false)
 	return cmd
 }
 
@@ -55,7 +56,8 @@ func newConfigCheck() *cobra.Command {
 		Use: "check [FILE]", Short: "Say everything that is wrong with a configuration", Args: cobra.MaximumNArgs(1),
 		Long: `Check reads the file, by default the one that "godwit run" would read, and says all that is wrong with it:
 unknown keys, values that cannot be, settings that do not fit together, and folders, users, groups, bridges
-and interfaces that this machine does not have. Exit code 2 if there is anything.`,
+and interfaces that this machine does not have. Exit code 2 if there is anything. It takes the flags of
+"godwit run" too.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in, err := settingInput(cmd)
 			if err != nil {
@@ -71,6 +73,6 @@ and interfaces that this machine does not have. Exit code 2 if there is anything
 			return err
 		},
 	}
-	settingFlags(cmd)
+	settingFlags(cmd, false)
 	return cmd
 }

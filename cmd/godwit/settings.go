@@ -17,12 +17,15 @@ const (
 	variableKey = "godwit-variable"
 )
 
-// settingFlags gives the command a flag for every setting of a host.
-func settingFlags(cmd *cobra.Command) {
+// settingFlags gives the command a flag for every setting of a host. Commands that only look at settings take them all too, so
+// that they see what "godwit run" would, but their help shows only where the host is.
+func settingFlags(cmd *cobra.Command, shown bool) {
 	flags := cmd.Flags()
 	for _, s := range config.Settings() {
 		flags.String(s.FlagName(), s.Default, s.Usage)
-		_ = flags.SetAnnotation(s.FlagName(), settingKey, []string{s.Key}) // the flag is there
+		f := flags.Lookup(s.FlagName())
+		f.Annotations = map[string][]string{settingKey: {s.Key}}
+		f.Hidden = !shown && s.Key != "data" && s.Key != "run"
 	}
 }
 

@@ -52,7 +52,7 @@ passwords and the guests' user data are taken out; host names, addresses and nam
 			return err
 		},
 	}
-	settingFlags(cmd)
+	settingFlags(cmd, false)
 	cmd.Flags().StringVar(&output, "output", "", "file to write, which must not be there; empty: godwit-support-HOST-TIME.tar.gz in this folder")
 	cmd.Flags().StringArrayVar(&logs, "log", nil, "log file of godwit run, beside the systemd journal; repeatable")
 	return cmd
@@ -106,7 +106,7 @@ func (b *supportBundle) write(output, name string, made time.Time) (m bundle.Man
 		return m, fault.New(fault.Exists, "%s is there already: name another file with --output", output)
 	}
 	if err != nil {
-		return m, fault.New(fault.Invalid, "%w: name another file with --output", err)
+		return m, fault.New(fault.Invalid, "%s: %w: name another file with --output", output, errors.Unwrap(err))
 	}
 	defer func() {
 		if err = errors.Join(err, file.Close()); err != nil {

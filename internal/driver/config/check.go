@@ -29,12 +29,14 @@ func Check(in Input) (*Config, error) {
 		look("qemu", tellPath(err))
 	}
 	if c.User != "" {
-		_, err := user.Lookup(c.User)
-		look("user", err)
+		if _, err := user.Lookup(c.User); err != nil {
+			look("user", fmt.Errorf("this machine has no user %q: make it with useradd --system %s", c.User, c.User))
+		}
 	}
 	if c.SocketGroup != "" {
-		_, err := user.LookupGroup(c.SocketGroup)
-		look("socket-group", err)
+		if _, err := user.LookupGroup(c.SocketGroup); err != nil {
+			look("socket-group", fmt.Errorf("this machine has no group %q: make it with groupadd --system %s", c.SocketGroup, c.SocketGroup))
+		}
 	}
 	for name, n := range c.Networks {
 		look("networks."+name+".bridge", linkThere(n.Bridge, "bridge"))

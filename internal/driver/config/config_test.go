@@ -213,7 +213,7 @@ uplink = "nolink9"
 	got := strings.ReplaceAll(strings.ReplaceAll(strings.Join(fault.Reasons(err), "\n"), path, "F"), dir, "D")
 	for _, line := range []string{
 		"F:1: data: D/plain is no folder", "F:3: probe-cache: neither D/no/way nor the folder it would be in is there",
-		"F:4: qemu: /no/such/qemu: no such file", "F:5: user: user: unknown user no-such-user", "F:6: socket-group: group: unknown group no-such-group",
+		"F:4: qemu: /no/such/qemu: no such file", `F:5: user: this machine has no user "no-such-user"`, `F:6: socket-group: this machine has no group "no-such-group"`,
 		`F:8: networks.a.bridge: "lo" is no bridge`, `F:10: networks.b.uplink: this machine has no network interface "nolink9"`,
 	} {
 		if !strings.Contains(got, line) {
@@ -230,7 +230,7 @@ uplink = "nolink9"
 
 func TestFlagsThatAreWrongNameThemselves(t *testing.T) {
 	_, err := Resolve(Input{Given: []Value{{Key: "limits.calls", Text: "x", From: Flag, Where: "--limits-calls"}}})
-	if !fault.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `--limits-calls: limits.calls: "x" is no number`) {
+	if !fault.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `--limits-calls: "x" is no number`) {
 		t.Error(err)
 	}
 }

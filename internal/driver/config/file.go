@@ -67,7 +67,11 @@ func parse(text []byte) ([]entry, error) {
 	if err := toml.Unmarshal(text, &whole); err != nil { // also finds keys that are given twice
 		if at, ok := errors.AsType[*toml.DecodeError](err); ok {
 			row, _ := at.Position()
-			return nil, problem{line: row, err: errors.New(strings.TrimPrefix(at.Error(), "toml: "))}
+			text := strings.TrimPrefix(at.Error(), "toml: ")
+			if strings.Contains(text, "at start of value") {
+				text += ": a text wants quotes"
+			}
+			return nil, problem{line: row, err: errors.New(text)}
 		}
 		return nil, problem{err: errors.New(strings.TrimPrefix(err.Error(), "toml: "))}
 	}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -43,7 +44,7 @@ func resolve(in Input) (*Config, []error) {
 	for _, v := range in.Given {
 		if s, ok := lookup(v.Key); ok {
 			if err := c.put(s, v.Text, v.From, v.Where); err != nil {
-				bad = append(bad, problem{file: v.Where, err: err})
+				bad = append(bad, problem{file: v.Where, err: errors.Unwrap(err)}) // the flag says the key
 			}
 		}
 	}
