@@ -59,7 +59,7 @@ func TestLeaseIsTakenAppliedAndRenewed(t *testing.T) {
 	go func() { ended <- keepLease(ctx, device, func(l lease) { leases <- l }) }()
 
 	first := <-leases
-	if err := first.apply(); err != nil {
+	if err := first.apply(nic, true); err != nil {
 		t.Fatal(err)
 	}
 	if routes := command(t, "ip route"); !strings.Contains(routes, "default via 10.9.0.1 dev "+nic) {
@@ -72,7 +72,7 @@ func TestLeaseIsTakenAppliedAndRenewed(t *testing.T) {
 	if !second.address.Equal(first.address) {
 		t.Errorf("renewed to %v from %v", second.address, first.address)
 	}
-	if err := second.apply(); err != nil {
+	if err := second.apply(nic, true); err != nil {
 		t.Errorf("second time: %v", err)
 	}
 	cancel()
