@@ -45,11 +45,11 @@ func (g *gateway) buildDHCP() error {
 	return nil
 }
 
-// serveDHCP answers a message to where the server says that the client hears it, a refusal to everybody: the client may
-// not have the address that it asks from (RFC 2131, section 4.3.2).
+// serveDHCP answers a client without an address on this network, and every refusal, so that everybody hears it (RFC 2131, sections
+// 4.1 and 4.3.2). What the message came from says nothing then: a guest whose card is new may send from the address of another.
 func (g *gateway) serveDHCP(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
 	reply, err := g.answerDHCP(m)
-	if reply != nil && reply.MessageType() == dhcpv4.MessageTypeNak {
+	if reply != nil && (reply.MessageType() == dhcpv4.MessageTypeNak || m.ClientIPAddr.IsUnspecified()) {
 		peer = &net.UDPAddr{IP: net.IPv4bcast, Port: dhcpv4.ClientPort}
 	}
 	if reply != nil {
