@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"reflect"
 	"slices"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
@@ -17,6 +18,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/admission"
+	"github.com/godwit-vm/godwit/internal/wire"
 )
 
 // Devices of a running VM change in this order (docs/decisions/0012): what comes is written into the spec first and plugged in then,
@@ -128,7 +130,7 @@ func (v *vm) commit(ctx context.Context, change func(*inventory.VMSpec) error) e
 		if stored, read = v.agent.Store.VM(undo, string(v.id)); read != nil {
 			return err
 		}
-		if reflect.DeepEqual(stored.Spec, wanted) {
+		if sameSpec(stored.Spec, wanted) {
 			err = nil
 		}
 	} else if err != nil {
@@ -139,6 +141,9 @@ func (v *vm) commit(ctx context.Context, change func(*inventory.VMSpec) error) e
 	v.mu.Unlock()
 	return err
 }
+
+// sameSpec compares two specs as the store keeps them: one that has just been made has a finer time.
+func sameSpec(a, b inventory.VMSpec) bool { return proto.Equal(wire.VMSpec(a), wire.VMSpec(b)) }
 
 // undoing returns a context in which a failed change is taken back, also when its caller is gone.
 func undoing(ctx context.Context) (context.Context, context.CancelFunc) {

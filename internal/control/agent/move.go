@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path"
-	"reflect"
 	"slices"
 	"time"
 
@@ -80,7 +79,7 @@ func (a *Agent) move(ctx context.Context, v *vm, want MoveVM, t *task.Task) (err
 	}
 	where := string(m.target.ID)
 	release, err := v.hold(ctx, "it is being moved to "+where, false, func(vm inventory.VM) error {
-		if vm.Status.State != inventory.Stopped || !reflect.DeepEqual(vm.Spec, m.vm.Spec) {
+		if vm.Status.State != inventory.Stopped || !sameSpec(vm.Spec, m.vm.Spec) {
 			return fault.New(fault.Conflict, "it was changed meanwhile: try again")
 		}
 		return nil
@@ -382,7 +381,7 @@ func (a *Agent) commitMove(ctx context.Context, m *moving, generation inventory.
 		guards[m.target.ID] = m.epoch
 	}
 	_, err := a.writer.UpdateVM(ctx, m.vm.ID, guards, func(vm *inventory.VM) error {
-		if vm.Run.Generation != generation || vm.Run.Wanted != inventory.PowerOff || !reflect.DeepEqual(vm.Spec, m.vm.Spec) {
+		if vm.Run.Generation != generation || vm.Run.Wanted != inventory.PowerOff || !sameSpec(vm.Spec, m.vm.Spec) {
 			return fault.New(fault.Conflict, "it was changed meanwhile: try again")
 		}
 		vm.Spec, vm.Run.Owner = m.spec, m.target.ID
@@ -397,7 +396,7 @@ func (a *Agent) commitMove(ctx context.Context, m *moving, generation inventory.
 	if _, burnt := a.burn(undo, m.vm.ID); burnt != nil {
 		return err
 	}
-	if now, read := a.Store.VM(undo, string(m.vm.ID)); read == nil && now.Run.Owner == m.target.ID && reflect.DeepEqual(now.Spec, m.spec) {
+	if now, read := a.Store.VM(undo, string(m.vm.ID)); read == nil && now.Run.Owner == m.target.ID && sameSpec(now.Spec, m.spec) {
 		return nil // its answer was lost
 	}
 	return err
