@@ -16,7 +16,7 @@ import (
 func newVM() *cobra.Command {
 	cmd := &cobra.Command{Use: "vm", Short: "Make, run and migrate virtual machines"}
 	cmd.AddCommand(newVMCreate(), newVMList(), newVMInfo(), newVMStop(), newVMDestroy(), newVMConsole(), newVMMigrate())
-	cmd.AddCommand(newVMClone(), newVMTemplate(), newVMMove(), newVMDisk(), newVMNIC(), newVMSet())
+	cmd.AddCommand(newVMClone(), newVMTemplate(), newVMMove(), newVMDisk(), newVMNIC(), newVMSet(), newVMScreenshot())
 	simple := func(use, short string, call func(context.Context, *client, string) (*godwitv1.VM, error)) {
 		cmd.AddCommand(&cobra.Command{
 			Use: use + " VM", Short: short, Args: cobra.ExactArgs(1),
@@ -92,7 +92,7 @@ func newVMList() *cobra.Command {
 			for _, vm := range resp.Msg.GetVms() {
 				rows = append(rows, []string{
 					vm.GetSpec().GetName(), vm.GetId(), vm.GetStatus().GetState(), vm.GetRun().GetOwner(),
-					fmt.Sprint(vm.GetSpec().GetCpus()), size(vm.GetSpec().GetMemory()), vm.GetStatus().GetHeartbeat().GetIp(),
+					fmt.Sprint(vm.GetSpec().GetCpus()), size(vm.GetSpec().GetMemory()), address(vm),
 				})
 			}
 			return table(cmd.OutOrStdout(), []string{"NAME", "ID", "STATE", "HOST", "CPUS", "MEMORY", "IP"}, rows)
@@ -129,7 +129,10 @@ func newVMInfo() *cobra.Command {
 				{"memory", size(spec.GetMemory())},
 				{"machine", spec.GetMachine()},
 				{"heartbeat", heartbeat(status.GetHeartbeat())},
-				{"ip", status.GetHeartbeat().GetIp()},
+				{"firmware", firmware(spec)},
+				{"display", display(spec)},
+				{"guest", guest(status.GetGuest())},
+				{"ip", address(vm)},
 			}
 			if u := status.GetUsage(); u != nil && status.GetPid() != 0 {
 				pairs = append(pairs, [2]string{"usage", brief(u.GetCpu().AsDuration()) + " CPU, " + size(u.GetResident()) + " resident"})
@@ -141,7 +144,7 @@ func newVMInfo() *cobra.Command {
 				pairs = append(pairs, [2]string{d.GetName(), d.GetFile().GetPath() + " on " + d.GetFile().GetDatastore() + ", " + d.GetFormat() + ", " + size(d.GetSize())})
 			}
 			for _, n := range spec.GetNics() {
-				pairs = append(pairs, [2]string{n.GetName(), n.GetMac() + " on " + n.GetNetwork()})
+				pairs = append(pairs, [2]string{n.GetName(), n.GetMac() + " on " + n.GetNetwork() + addresses(n, status.GetGuest())})
 			}
 			return list(cmd.OutOrStdout(), pairs)
 		},

@@ -10,15 +10,32 @@ import (
 	"golang.org/x/term"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/internal/fault"
 )
 
 // detach is Ctrl-], the key that telnet and virsh taught everybody.
 const detach = 0x1d
 
 func newVMConsole() *cobra.Command {
-	return &cobra.Command{
-		Use: "console VM", Short: "Join a VM's serial console; Ctrl-] leaves it", Args: cobra.ExactArgs(1),
+	var vnc bool
+	var listen string
+	cmd := &cobra.Command{
+		Use: "console VM", Short: "Join a VM's serial console, or show its display to VNC viewers", Args: cobra.ExactArgs(1),
+		Long: `Console joins the VM's serial console; Ctrl-] leaves it.
+
+With --vnc it makes a VNC server of the VM's display, prints where, and carries the bytes of any viewers
+until Ctrl-C, from whichever host the VM runs on. Without --listen that is a unix socket for this user only.
+A connection ends when the VM moves to another host; the viewer connects again.`,
+		Example: `  godwit vm console web-1
+  godwit vm console web-1 --vnc
+  godwit vm console web-1 --vnc --listen 127.0.0.1:5901`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if vnc {
+				return serveVNC(cmd, args[0], listen)
+			}
+			if listen != "" {
+				return fault.New(fault.Invalid, "--listen needs --vnc: the serial console is this terminal")
+			}
 			c, err := newClient(cmd)
 			if err != nil {
 				return err
@@ -53,6 +70,9 @@ func newVMConsole() *cobra.Command {
 			}
 		},
 	}
+	cmd.Flags().BoolVar(&vnc, "vnc", false, "show the display to VNC viewers instead")
+	cmd.Flags().StringVar(&listen, "listen", "", "with --vnc: address of this machine, like 127.0.0.1:5901, or path of a unix socket; empty: a socket of its own")
+	return cmd
 }
 
 // copyInput sends what is typed until the detach key, the end of the input, or a failed send.

@@ -17,6 +17,7 @@ type createFlags struct {
 	memory, cpuModel, host            string
 	firmware, kernel, initrd, cmdline string
 	disks, nics                       []string
+	uefi, display, displaySaid        bool
 }
 
 func newVMCreate() *cobra.Command {
@@ -27,6 +28,7 @@ func newVMCreate() *cobra.Command {
   godwit vm create web-2 --memory 1G --disk web-2.qcow2@shared --nic lan,mac=52:54:00:12:34:56
   godwit vm create tiny --memory 64M --kernel vmlinuz@shared --initrd initrd@shared`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			f.displaySaid = cmd.Flags().Changed("display")
 			req, err := f.request(args[0])
 			if err != nil {
 				return err
@@ -52,6 +54,8 @@ func newVMCreate() *cobra.Command {
 	flags.StringVar(&f.kernel, "kernel", "", "PATH[@DATASTORE] of a kernel to boot directly")
 	flags.StringVar(&f.initrd, "initrd", "", "PATH[@DATASTORE] of its initial RAM disk")
 	flags.StringVar(&f.cmdline, "cmdline", "", "kernel command line")
+	flags.BoolVar(&f.uefi, "uefi", false, "start from the host's UEFI firmware instead of BIOS")
+	flags.BoolVar(&f.display, "display", false, "give the VM a screen, for VNC and screenshots (default true for a VM without --kernel and --firmware)")
 	flags.StringVar(&f.firmware, "firmware", "", "PATH[@DATASTORE] of a firmware image instead of the built-in BIOS")
 	return cmd
 }
@@ -64,6 +68,7 @@ func (f createFlags) request(name string) (*godwitv1.CreateVMRequest, error) {
 	req := &godwitv1.CreateVMRequest{
 		Name: name, Cpus: int32(min(max(f.cpus, 0), inventory.CPUsMax+1)), Memory: int64(memory), //nolint:gosec // clamped
 		CpuModel: f.cpuModel, Host: f.host, Boot: &godwitv1.Boot{Cmdline: f.cmdline},
+		Uefi: f.uefi, Display: f.display || !f.displaySaid && f.kernel == "" && f.firmware == "",
 	}
 	if f.kernel != "" {
 		req.Boot.Kernel = at(f.kernel)

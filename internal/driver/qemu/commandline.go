@@ -213,14 +213,15 @@ const displayROM = 64 << 10
 
 // display is a plain VGA adapter, which every firmware and system can drive, with a pointer that needs no grabbing (a guest without
 // a driver for it has the PS/2 mouse). VNC listens on a unix socket of the run directory only: its protocol has no protection worth
-// the name (RFC 6143, section 7.2). Viewers always share: one that asks to be alone must not cut off the others.
+// the name (RFC 6143, section 7.2). Viewers share whatever they ask for: one that asks to be alone must
+// neither cut off the others (allow-exclusive) nor be turned away (force-shared).
 func (c *commandLine) display() {
 	if !c.spec.Display {
 		return
 	}
 	c.addf("-device", "VGA,id=display,bus=pcie.0,addr=0x%x,romsize=%d,vgamem_mb=16", slotDisplay, displayROM)
 	c.addf("-device", "virtio-tablet-pci,id=pointer,bus=pcie.0,addr=0x%x", slotPointer)
-	c.addf("-vnc", "unix:%s,share=force-shared", escape(c.env.RunDir.Display()))
+	c.addf("-vnc", "unix:%s,share=ignore", escape(c.env.RunDir.Display()))
 }
 
 // hotPorts are the root ports that devices can be plugged into while the VM runs; the root bus itself takes none (QEMU,

@@ -17,8 +17,8 @@ import (
 // PictureMax bounds a screenshot, in bytes: a display of 2560 × 1600 full of noise is smaller.
 const PictureMax = 16 << 20
 
-// Screenshot returns a picture of the VM's display as PNG. QEMU, which a guest may have taken over, names no file and grows none: it
-// gets a sealed piece of memory to write to. Errors: fault.Conflict in QEMU's words when there is no display, fault.Unavailable when
+// Screenshot returns a picture of the VM's display as PNG. QEMU, which a guest may have taken over, names no file: it gets
+// a piece of memory to write to, and no more than PictureMax of that is read. Errors: fault.Conflict in QEMU's words when there is no display, fault.Unavailable when
 // QEMU does not answer before ctx ends, fault.Internal for what is no PNG.
 func (p *Process) Screenshot(ctx context.Context) (picture []byte, err error) {
 	monitor := p.QMP()
@@ -41,20 +41,15 @@ func (p *Process) Screenshot(ctx context.Context) (picture []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Both descriptors share one position: where QEMU stopped writing.
-	size, err := target.Seek(0, io.SeekCurrent)
+	picture, err = io.ReadAll(io.NewSectionReader(memory, 0, PictureMax+1))
 	if err != nil {
 		return nil, fault.New(fault.Internal, "%w", err)
 	}
-	if size < 0 || size > PictureMax {
-		return nil, fault.New(fault.Internal, "qemu claims a picture of %d bytes", size)
-	}
-	picture = make([]byte, size)
-	if _, err := memory.ReadAt(picture, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fault.New(fault.Internal, "%w", err)
+	if len(picture) > PictureMax {
+		return nil, fault.New(fault.Internal, "qemu's picture has more than %d bytes", PictureMax)
 	}
 	if !bytes.HasPrefix(picture, []byte("\x89PNG\r\n\x1a\n")) {
-		return nil, fault.New(fault.Internal, "qemu's picture of %d bytes is no PNG", size)
+		return nil, fault.New(fault.Internal, "qemu's picture of %d bytes is no PNG", len(picture))
 	}
 	return picture, nil
 }
@@ -66,21 +61,15 @@ func removeFD(ctx context.Context, monitor *qmp.Conn, set int) error {
 	return monitor.RemoveFD(undo, set)
 }
 
-// pictureFile returns memory of PictureMax bytes that cannot grow, and the same for writing only: QEMU takes a descriptor for a file
-// that it writes with just that access mode.
+// pictureFile returns memory to write to and read from, and the same for writing only: QEMU takes a descriptor for a file that it writes
+// with just that access mode. It cannot be sealed, since QEMU empties the file first.
 func pictureFile() (memory, target *os.File, err error) {
-	fd, err := unix.MemfdCreate("godwit-screenshot", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := unix.MemfdCreate("godwit-screenshot", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, nil, err
 	}
 	memory = os.NewFile(uintptr(fd), "screenshot") //nolint:gosec // a descriptor
-	err = memory.Truncate(PictureMax)
-	if err == nil {
-		_, err = unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
-	}
-	if err == nil {
-		target, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0)
-	}
+	target, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0)
 	if err != nil {
 		_ = memory.Close()
 		return nil, nil, err

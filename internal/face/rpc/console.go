@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"connectrpc.com/connect"
-	"golang.org/x/sync/errgroup"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
@@ -75,7 +74,7 @@ func receiveAll(stream *consoleStream, write func([]byte) error) error {
 	}
 }
 
-// passConsole joins the caller to the console on another host.
+// passConsole joins the caller to the console on another host. It ends with that one, whether the caller still types or not.
 func passConsole(ctx context.Context, stream *consoleStream, remote godwitv1connect.VMServiceClient, first *godwitv1.ConsoleVMRequest) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -83,24 +82,20 @@ func passConsole(ctx context.Context, stream *consoleStream, remote godwitv1conn
 	if err := far.Send(first); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	var both errgroup.Group
-	both.Go(func() error {
-		defer func() { _ = far.CloseRequest() }() // its error would come from Receive too
-		return receiveAll(stream, func(b []byte) error { return far.Send(&godwitv1.ConsoleVMRequest{Input: b}) })
-	})
-	both.Go(func() error {
-		for {
-			msg, err := far.Receive()
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if err := stream.Send(&godwitv1.ConsoleVMResponse{Output: msg.GetOutput()}); err != nil {
-				return err
-			}
+	go func() { // ends when the caller closes its side or the handler returns: Receive then fails
+		_ = receiveAll(stream, func(b []byte) error { return far.Send(&godwitv1.ConsoleVMRequest{Input: b}) }) // what fails there fails below too
+		_ = far.CloseRequest()
+	}()
+	for {
+		msg, err := far.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-	})
-	return both.Wait()
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&godwitv1.ConsoleVMResponse{Output: msg.GetOutput()}); err != nil {
+			return err
+		}
+	}
 }
