@@ -17,7 +17,8 @@ import (
 )
 
 // serve runs the agent and its two faces until ctx ends: the unix socket for users of this machine, the port for other hosts.
-func serve(ctx context.Context, a *agent.Agent, c *hostConfig, set *config.Config, identity *peer.Identity) error {
+func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identity *peer.Identity) error {
+	set := r.set
 	group, err := socketGroup(set)
 	if err != nil {
 		return err
@@ -27,11 +28,13 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, set *config.Confi
 		Calls: l.Calls, Streams: l.Streams, PerSecond: l.CallsPerSecond, Burst: l.CallsBurst, JoinsPerMinute: l.JoinsPerMinute,
 		RequestBytes: int(l.RequestSize), RequestTime: l.RequestTimeout,
 	}
+	listening := make(chan struct{})
 	local := &peer.LocalServer{
 		Path: set.Socket(), Group: group, Refuse: rpc.Refuse,
 		HTTP:        rpc.Handler(a, true, rpc.Callers{Who: localCaller, Limits: limits}),
 		Connections: l.Connections, ConnectionsPerUser: l.ConnectionsPerUser,
 		HeaderBytes: int(l.HeaderSize), HeaderTimeout: l.HeaderTimeout, IdleTimeout: l.IdleTimeout,
+		Listening: func() { close(listening) },
 	}
 	remote := &peer.Server{
 		Identity: identity, Stream: a.Stream,
@@ -50,6 +53,15 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, set *config.Confi
 		case <-ctx.Done():
 			return nil
 		}
+	})
+	all.Go(func() error {
+		select {
+		case <-listening:
+			r.line.Beat(ctx, a.Alive)
+		case <-ctx.Done():
+			r.line.Ending()
+		}
+		return nil
 	})
 	all.Go(func() error {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.agentAddress())

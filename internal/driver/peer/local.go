@@ -65,14 +65,23 @@ type LocalServer struct {
 	// HeaderBytes, HeaderTimeout and IdleTimeout bound a connection that does not do its part.
 	HeaderBytes                int
 	HeaderTimeout, IdleTimeout time.Duration
+	// Listening is called once when connections are accepted; nil: nobody wants to know.
+	Listening func()
 }
 
-// Run answers until ctx ends or the socket breaks; nil for an end that ctx asked for. Calls that do not end within a second then
-// are cut.
+// callsEndMax bounds how long calls may go on when the server ends. One that takes longer most likely waits for something that
+// has gone already, and nobody may wait for that.
+const callsEndMax = 300 * time.Millisecond
+
+// Run answers until ctx ends or the socket breaks; nil for an end that ctx asked for. Calls that do not end within callsEndMax
+// then are cut.
 func (s *LocalServer) Run(ctx context.Context) error {
 	l, err := s.listen(ctx)
 	if err != nil {
 		return err
+	}
+	if s.Listening != nil {
+		s.Listening()
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true) // curl
@@ -85,7 +94,7 @@ func (s *LocalServer) Run(ctx context.Context) error {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, localKey{}, c) },
 	}
 	stop := context.AfterFunc(ctx, func() {
-		within, done := context.WithTimeout(base, time.Second)
+		within, done := context.WithTimeout(base, callsEndMax)
 		defer done()
 		_ = server.Shutdown(within) // what does not end in time is cut below
 		cut()
