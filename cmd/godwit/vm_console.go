@@ -24,7 +24,8 @@ func newVMConsole() *cobra.Command {
 		Long: `Console joins the VM's serial console; Ctrl-] leaves it.
 
 With --vnc it makes a VNC server of the VM's display, prints where, and carries the bytes of any viewers
-until Ctrl-C, from whichever host the VM runs on. Without --listen that is a unix socket for this user only.
+until Ctrl-C, from whichever host the VM runs on. Without --listen that is a unix socket for this user only;
+an address like 127.0.0.1:5901 is open to every user of this machine, as VNC asks nobody who he is.
 A connection ends when the VM moves to another host; the viewer connects again.`,
 		Example: `  godwit vm console web-1
   godwit vm console web-1 --vnc

@@ -44,7 +44,7 @@ func newVMScreenshot() *cobra.Command {
 func replaceFile(path string, content []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
-		return fault.New(fault.NotFound, "%w: choose a folder that is there and can be written to", err)
+		return fault.New(fault.NotFound, "no file can be made in %s: choose a folder that is there and that you may write to", filepath.Dir(path))
 	}
 	_, err = f.Write(content)
 	if closeErr := f.Close(); err == nil {

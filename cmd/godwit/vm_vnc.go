@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,9 +118,22 @@ func listenVNC(ctx context.Context, network, address, vm string) (l net.Listener
 			_ = l.Close() // nobody uses it
 		}
 		tidy()
-		return nil, func() {}, fault.Wrap("--listen", "", fault.New(fault.Conflict, "%w", err))
+		return nil, func() {}, fault.Wrap("--listen", address, listenFault(err))
 	}
 	return l, tidy, nil
+}
+
+// listenFault says why a place cannot be listened at, and what to do.
+func listenFault(err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fault.New(fault.Conflict, "somebody else uses it: choose another one, or remove a socket that was left there")
+	case errors.Is(err, fs.ErrNotExist):
+		return fault.New(fault.NotFound, "its folder is not there: make it, or choose another one")
+	case errors.Is(err, fs.ErrPermission):
+		return fault.New(fault.Denied, "you may not make it: choose another one")
+	}
+	return fault.New(fault.Invalid, "%w", err)
 }
 
 func viewerHint(network, at string) string {

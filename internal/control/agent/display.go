@@ -54,7 +54,7 @@ func (a *Agent) screen(id inventory.VMID) (*qemu.Process, error) {
 	spec := v.stored.Spec
 	switch {
 	case !spec.Display:
-		return nil, fault.New(fault.Conflict, "vm %s has no display: it has a serial console (godwit vm console %s); make one with --display", spec.Name, spec.Name)
+		return nil, fault.New(fault.Conflict, "vm %s has no display: it has a serial console (godwit vm console %s); give it one while it is stopped (godwit vm set %s --display)", spec.Name, spec.Name, spec.Name)
 	case v.process == nil:
 		return nil, fault.New(fault.Conflict, "vm %s is %v: start it first", spec.Name, v.stored.Status.State)
 	}

@@ -59,7 +59,11 @@ func (a *Agent) makeVars(ctx context.Context, spec *inventory.VMSpec) (undo func
 			return undo, fault.New(fault.Conflict, "the UEFI variables %s belong to vm %s: choose another name", filepath.Base(path), vm.Spec.Name)
 		}
 	}
-	return undo, firmware.CheckVars(path)
+	if err := firmware.CheckVars(path); err != nil {
+		return undo, fault.New(fault.Conflict, "there is a file %s on datastore %s, and it holds no UEFI variables of this host's firmware: choose another name for the VM, or move the file away",
+			spec.Boot.Vars.Path, ds.Name)
+	}
+	return undo, nil
 }
 
 // removeVars removes a destroyed VM's UEFI variables; it has to be called only where its disks are removed too.
