@@ -120,7 +120,8 @@ QEMU does not answer; 130 canceled.`,
 	root.PersistentFlags().Bool("json", false, "print JSON instead of a table")
 	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
 	root.AddCommand(newHost(), newVM(), newMigration(), newNetwork(), newDatastore(), newDoctor(),
-		newConfig(), newSupportBundle(), newInit(), newToken(), newJoin(), newRun(), newRole(), newStore(), newVersion(), newCompletion(), newMan())
+		newConfig(), newSupportBundle(), newInit(), newToken(), newJoin(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
+		newVersion(), newCompletion(), newMan())
 	tidyArgs(root)
 	completeNames(root)
 	return root

@@ -11,10 +11,15 @@ import (
 	"testing"
 )
 
-// TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, and deadlocks on SIGUSR1.
+// TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, and deadlocks on SIGUSR1; "settle" says
+// where it settles.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "role" {
 		roleMain(os.Args[2])
+		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == "settle" {
+		fmt.Println(Settle(context.Background(), slog.Default()), readCgroups(cgroupMount()).Own)
 		return
 	}
 	os.Exit(m.Run())
