@@ -29,7 +29,7 @@ const (
 	agentMemory  = 24 << 20
 	switchMemory = 24 << 20
 	storeMemory  = 48 << 20
-	wardenMemory = 8 << 20
+	wardenMemory = 24 << 20
 )
 
 // agentWaits bounds how long a starting agent waits for store and switch, which start beside it.

@@ -20,11 +20,11 @@ type notifier struct {
 	failed bool
 }
 
-func newNotifier(log *slog.Logger) notifier {
+func newNotifier(ctx context.Context, log *slog.Logger) notifier {
 	n := notifier{log: log}
 	most, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		log.LogAttrs(context.Background(), slog.LevelWarn, "systemd's watchdog is not fed", slog.Any("err", err))
+		log.LogAttrs(ctx, slog.LevelWarn, "systemd's watchdog is not fed", slog.Any("err", err))
 	}
 	n.every = most / 4
 	return n

@@ -62,7 +62,7 @@ func Run(ctx context.Context, c Config) error {
 	// The kernel sends the parent-death signal when the creating *thread* ends (prctl(2)), so the thread must stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	w := &warden{Config: c, events: make(chan func(context.Context)), over: make(chan struct{}), systemd: newNotifier(c.Log)}
+	w := &warden{Config: c, events: make(chan func(context.Context)), over: make(chan struct{}), systemd: newNotifier(ctx, c.Log)}
 	defer close(w.over)
 	for _, r := range c.Roles {
 		w.children = append(w.children, &child{Role: r, backoff: newBackoff()})
