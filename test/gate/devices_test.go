@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
@@ -114,7 +113,7 @@ func TestDevicesOfARunningVM(t *testing.T) {
 	p.healthy(t, there)
 
 	t.Run("agent killed", func(t *testing.T) {
-		kill(t, there, "agent")
+		killAgent(t, there)
 		p.still(t)
 	})
 	t.Run("grown", func(t *testing.T) {
@@ -126,7 +125,7 @@ func TestDevicesOfARunningVM(t *testing.T) {
 		p.disk = disk
 	})
 	t.Run("mended", func(t *testing.T) { p.mended(t, there) })
-	p.moves(t) // back
+	p.move(t, there, here) // back
 	p.still(t)
 
 	t.Run("stopped and started", func(t *testing.T) {
@@ -204,28 +203,13 @@ func (p *plugged) again(t *testing.T) {
 func (p *plugged) mended(t *testing.T, at *lab.Host) {
 	t.Helper()
 	before := p.info(t)
-	parent, err := at.PID(step(t), "parent")
-	if err != nil {
+	if err := at.Down(); err != nil {
 		t.Fatal(err)
 	}
-	agent, err := at.PID(step(t), "agent")
-	if err != nil {
+	if err := unplug(t, filepath.Join(at.VMDir(p.vm), "qmp.sock")); err != nil {
 		t.Fatal(err)
 	}
-	// A parent that stands still starts no other agent.
-	for _, s := range []struct {
-		pid    int
-		signal syscall.Signal
-	}{{parent, syscall.SIGSTOP}, {agent, syscall.SIGKILL}} {
-		if err := syscall.Kill(s.pid, s.signal); err != nil {
-			t.Fatal(err)
-		}
-	}
-	err = unplug(t, filepath.Join(at.VMDir(p.vm), "qmp.sock"))
-	if cont := syscall.Kill(parent, syscall.SIGCONT); err != nil || cont != nil {
-		t.Fatal(err, cont)
-	}
-	if _, err := at.WaitOther(step(t), "agent", agent); err != nil {
+	if err := at.Up(step(t)); err != nil {
 		t.Fatal(err)
 	}
 	p.seen(t, true)
