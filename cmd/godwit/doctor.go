@@ -1,21 +1,34 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/internal/control/doctor"
+	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
 func newDoctor() *cobra.Command {
-	return &cobra.Command{
+	var data, run string
+	cmd := &cobra.Command{
 		Use: "doctor [HOST]", Short: "Say what a host can and cannot do, and how to mend it",
 		Long: `Doctor checks a host: QEMU and its abilities, KVM (a guest must prove that it runs 64-bit code), and that
-QEMU's live migration keeps memory intact (a checked guest is migrated for real). Probes that take long are
-run once per QEMU build and cached. Exit code 5 when something that Godwit needs is bad.`,
+QEMU's live migration keeps memory intact (a checked guest is migrated for real); then the machine: memory,
+clock, folders, limits, packet filter, datastores (a file is written with O_DIRECT, locked and removed), and
+the ports of the other hosts. Probes that take long are run once per QEMU build and cached.
+
+Where no agent answers, and no host is named, it examines this machine without one: before godwit init, or
+when the agent does not start.
+
+Each line is good; warn, when something is missing that can be done without; or bad. Exit code 5 when
+something that Godwit needs is bad.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := newClient(cmd)
@@ -26,33 +39,78 @@ run once per QEMU build and cached. Exit code 5 when something that Godwit needs
 			if len(args) == 1 {
 				req.Host = args[0]
 			}
+			answer := &godwitv1.DoctorResponse{}
 			resp, err := c.hosts.Doctor(cmd.Context(), connect.NewRequest(req))
-			if err != nil {
+			switch {
+			case err == nil:
+				answer = resp.Msg
+			case fault.Is(err, fault.Unavailable) && req.GetHost() == "":
+				for _, found := range withoutAgent(cmd.Context(), data, run, err) {
+					answer.Checks = append(answer.Checks, &godwitv1.Check{Name: found.Name, State: found.State, Detail: found.Detail, Fix: found.Fix})
+				}
+			default:
 				return err
 			}
-			var bad []string
-			for _, check := range resp.Msg.GetChecks() {
-				if check.GetState() == "bad" {
-					bad = append(bad, check.GetName()+": "+check.GetDetail())
-				}
-			}
-			done, err := printed(cmd, resp.Msg)
-			if err != nil {
-				return err
-			}
-			if !done {
-				for _, check := range resp.Msg.GetChecks() {
-					if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%-5s %-12s %s\n", check.GetState(), check.GetName(), check.GetDetail()); err != nil {
-						return err
-					}
-					if check.GetFix() != "" && check.GetState() != "good" {
-						if _, err := fmt.Fprintf(cmd.OutOrStdout(), "      %-12s -> %s\n", "", check.GetFix()); err != nil {
-							return err
-						}
-					}
-				}
-			}
-			return fault.Refuse(fault.Incompatible, bad)
+			return printChecks(cmd, answer)
 		},
 	}
+	cmd.Flags().StringVar(&data, "data", defaultData, "data folder of the host, to examine it without its agent")
+	cmd.Flags().StringVar(&run, "run", defaultRun, "folder for sockets and journals, to examine it without its agent")
+	return cmd
+}
+
+// printChecks prints what was found, and returns what is bad as a refusal.
+func printChecks(cmd *cobra.Command, answer *godwitv1.DoctorResponse) error {
+	var bad []string
+	for _, check := range answer.GetChecks() {
+		if check.GetState() == doctor.Bad {
+			bad = append(bad, check.GetName()+": "+check.GetDetail())
+		}
+	}
+	done, err := printed(cmd, answer)
+	if err != nil {
+		return err
+	}
+	for _, check := range answer.GetChecks() {
+		if done {
+			break
+		}
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%-5s %-12s %s\n", check.GetState(), check.GetName(), check.GetDetail()); err != nil {
+			return err
+		}
+		if check.GetFix() != "" && check.GetState() != doctor.Good {
+			if _, err := fmt.Fprintf(cmd.OutOrStdout(), "      %-12s -> %s\n", "", check.GetFix()); err != nil {
+				return err
+			}
+		}
+	}
+	return fault.Refuse(fault.Incompatible, bad)
+}
+
+// withoutAgent examines this machine when its agent does not answer, for the reason why.
+func withoutAgent(ctx context.Context, data, run string, why error) []doctor.Check {
+	agent := doctor.Check{Name: "agent", State: doctor.Warn, Detail: "this machine is no host yet", Fix: "godwit init makes it the first of a cluster, godwit join one of an existing"}
+	c, err := loadConfig(data)
+	switch {
+	case err == nil:
+		agent.State, agent.Detail, agent.Fix = doctor.Bad, why.Error(), "start it: systemctl start godwit, or godwit run; its log says why it ended"
+	case fault.Is(err, fault.NotFound):
+		c = &hostConfig{Cache: defaultCache, User: defaultUser, dir: data}
+	default:
+		agent.State, agent.Detail, agent.Fix = doctor.Bad, err.Error(), "restore the data folder from a backup, or remove it and join anew"
+		c = &hostConfig{Cache: defaultCache, User: defaultUser, dir: data}
+	}
+	examined := doctor.Config{QEMU: qemu.ProbeConfig{Binary: c.Binary, CacheDir: c.Cache}, Data: c.dir, Run: run}
+	user := ""
+	if os.Geteuid() == 0 && c.User != "" {
+		user = c.User
+		if found, err := qemu.LookupUser(user); err == nil {
+			examined.QEMU.User = found
+		}
+	}
+	for _, d := range c.Datastores {
+		examined.Datastores = append(examined.Datastores, doctor.Folder{Name: d.Name, Path: d.Path, Shared: !d.Local})
+	}
+	checks := append([]doctor.Check{agent}, doctor.Probe(ctx, examined, user, migrate.Needed())...)
+	return append(checks, doctor.Machine(ctx, examined)...)
 }

@@ -336,7 +336,17 @@ func (h *Host) Read(ctx context.Context, into proto.Message, args ...string) err
 	if err != nil {
 		return err
 	}
+	return ReadJSON(out, into)
+}
+
+// ReadJSON reads what a command with --json has printed.
+func ReadJSON(out []byte, into proto.Message) error {
 	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(out, into)
+}
+
+// Alone returns a command line without a cluster, for what needs no agent, or shall find none at the socket.
+func Alone(binary, cli, socket string) *Host {
+	return &Host{Socket: socket, cluster: &Cluster{options: Options{Binary: binary, CLI: cli}}}
 }
 
 // VM returns a VM as the host shows it.

@@ -43,6 +43,7 @@ type Config struct {
 	Version    string
 	RunDir     string // sockets, run directories and journals; on tmpfs
 	Cgroup     string // below the cgroup v2 mount: each VM's is CGROUP/HOST/VM
+	Data       string // the host's data folder, which the doctor looks at
 	CacheDir   string // results of probes
 	Binary     string // QEMU; empty: the usual place
 	User       *qemu.User

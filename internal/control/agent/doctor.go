@@ -3,76 +3,93 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
-	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/control/doctor"
+	"github.com/godwit-vm/godwit/internal/control/migrate"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/admission"
 )
 
 // Check is one finding about this host.
-type Check struct {
-	Name   string
-	State  string // "good", "warn": something is missing that can be done without; "bad"
-	Detail string
-	Fix    string
-}
+type Check = doctor.Check
 
-// Doctor examines this host, running the probes that have no cached result.
+// Doctor examines this host, running the probes that have no cached result. What needs no agent is examined by control/doctor.
 func (a *Agent) Doctor(ctx context.Context) []Check {
-	return []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), a.checkUEFI(), a.checkUser(), a.checkCgroup(), a.checkDatastores(), a.checkSwitch(ctx)}
+	checks := []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), doctor.UEFI(), a.checkUser(), a.checkCgroup(), a.checkSwitch(ctx)}
+	checks = append(checks, doctor.Certificate(a.Identity.Expires(), time.Now()))
+	checks = append(checks, a.checkOthers(ctx)...)
+	return append(checks, doctor.Machine(ctx, a.examined())...)
 }
 
-func (a *Agent) checkQEMU() Check {
-	c := Check{Name: "qemu", State: "good", Detail: a.abilities.Version + " at " + a.abilities.Path}
-	if missing := a.lacks(); len(missing) > 0 {
-		c.State, c.Fix = "bad", "install QEMU 7.2 or newer"
-		c.Detail += " lacks " + strings.Join(missing, ", ")
-	} else if !a.abilities.Has("netdev-reconnect") {
-		c.State, c.Fix = "warn", "install QEMU 9.2 or newer"
-		c.Detail += ": guests lose their network when the switch process is restarted"
+// examined says to the doctor what machine this is.
+func (a *Agent) examined() doctor.Config {
+	c := doctor.Config{QEMU: a.probe(), Data: a.Data, Run: a.RunDir, Running: true}
+	for _, m := range a.Datastores {
+		folder := doctor.Folder{Path: m.Path, Shared: m.Shared}
+		for _, ds := range a.stores {
+			if ds.Path == m.Path {
+				folder.Name = ds.Name
+			}
+		}
+		c.Datastores = append(c.Datastores, folder)
 	}
 	return c
 }
 
-func (a *Agent) checkKVM() Check {
-	if a.abilities.Why == "" {
-		return Check{Name: "kvm", State: "good", Detail: "a guest has run 64-bit code"}
-	}
-	return Check{
-		Name: "kvm", State: "warn", Detail: "VMs run under emulation (tcg): " + a.abilities.Why,
-		Fix: "enable virtualisation in the firmware, load kvm_intel or kvm_amd, and let the VMs' user open /dev/kvm",
-	}
-}
+func (a *Agent) checkQEMU() Check { return doctor.QEMU(a.abilities, migrate.Needed()) }
+
+func (a *Agent) checkKVM() Check { return doctor.KVM(a.abilities) }
 
 // checkMemory is the correctness probe: does QEMU's migration keep memory intact?
 func (a *Agent) checkMemory(ctx context.Context) Check {
-	verdict, err := a.checkMigration(ctx, true)
-	c := Check{Name: "migration", Detail: verdict.Detail}
-	switch {
-	case err != nil:
-		c.State, c.Detail, c.Fix = "bad", "the probe could not be made: "+err.Error(), "see godwit's log, then run godwit doctor again"
-	case verdict.State == inventory.VerdictGood:
-		c.State = "good"
-	default:
-		c.State, c.Fix = "bad", "install a newer QEMU (Debian 12: from the backports suite): live migration is refused until then"
-	}
-	return c
+	return doctor.Migration(a.checkMigration(ctx, true))
 }
 
-// checkUEFI tells whether VMs with UEFI can run here.
-func (a *Agent) checkUEFI() Check {
-	f, err := qemu.FindFirmware()
+func (a *Agent) checkUser() Check { return doctor.User("", a.User) }
+
+// reachMax bounds how long a port of another host may take to answer.
+const reachMax = time.Second
+
+// checkOthers compares this host with the others and tries their ports.
+func (a *Agent) checkOthers(ctx context.Context) []Check {
+	hosts, err := a.Store.Hosts(ctx)
 	if err != nil {
-		return Check{Name: "uefi", State: "warn", Detail: "no UEFI firmware: VMs with --uefi cannot run here", Fix: "install the ovmf package"}
+		return []Check{{Name: "store", State: doctor.Bad, Detail: err.Error(), Fix: "see godwit's log on the host that has the store"}}
 	}
-	return Check{Name: "uefi", State: "good", Detail: fmt.Sprintf("%s, %d bytes", f.Code, f.CodeSize)}
-}
-
-func (a *Agent) checkUser() Check {
-	if a.User == nil {
-		return Check{Name: "user", State: "warn", Detail: "VMs run as the user of the agent", Fix: "start godwit as root, and VMs run as an unprivileged user of their own"}
+	self := inventory.Host{ID: a.Host(), Spec: inventory.HostSpec{QEMU: a.abilities.QEMU(a.knownVerdict())}}
+	cpu := doctor.CPU(admission.Baseline([]inventory.Host{self}), admission.Baseline(hosts), len(hosts))
+	ports := map[string]string{} // address to what it is
+	for _, endpoint := range a.Endpoints {
+		_, address, _ := strings.Cut(endpoint, "://")
+		ports[address] = "the store"
 	}
-	return Check{Name: "user", State: "good", Detail: "VMs run as " + a.User.Name}
+	for _, h := range hosts {
+		if h.ID != a.Host() {
+			ports[h.Spec.Address], ports[h.Spec.Trunk] = string(h.ID)+"'s agent", string(h.ID)+"'s switch"
+		}
+	}
+	delete(ports, "") // an older host says nothing of its switch
+	var mu sync.Mutex
+	var silent []string
+	var all sync.WaitGroup
+	for address, what := range ports {
+		all.Go(func() {
+			within, done := context.WithTimeout(ctx, reachMax)
+			defer done()
+			if !a.answers(within, address) {
+				mu.Lock()
+				silent = append(silent, what+" ("+address+")")
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	slices.Sort(silent)
+	return []Check{cpu, doctor.Reach(silent, len(ports)-len(silent))}
 }
 
 func (a *Agent) checkCgroup() Check {
@@ -91,21 +108,6 @@ func (a *Agent) checkCgroup() Check {
 		return Check{Name: "cgroup", State: "good", Detail: "each VM has its own"}
 	}
 	return Check{Name: "cgroup", State: "good", Detail: "not looked at: no VM runs here"}
-}
-
-func (a *Agent) checkDatastores() Check {
-	if len(a.stores) == 0 {
-		return Check{Name: "datastore", State: "warn", Detail: "this host has none", Fix: "godwit datastore add NAME=PATH"}
-	}
-	var parts []string
-	for _, ds := range a.stores {
-		free, _, err := ds.Space()
-		if err != nil {
-			return Check{Name: "datastore", State: "bad", Detail: err.Error(), Fix: "mount it again"}
-		}
-		parts = append(parts, fmt.Sprintf("%s: %v free", ds.Name, free))
-	}
-	return Check{Name: "datastore", State: "good", Detail: strings.Join(parts, ", ")}
 }
 
 func (a *Agent) checkSwitch(ctx context.Context) Check {
