@@ -113,7 +113,7 @@ func (a *Agent) checkCgroup() Check {
 func (a *Agent) checkSwitch(ctx context.Context) Check {
 	status, err := a.Switch.Status(ctx)
 	if err != nil {
-		return Check{Name: "switch", State: "bad", Detail: err.Error(), Fix: "see godwit's log: the parent process starts it again by itself"}
+		return Check{Name: "switch", State: "bad", Detail: err.Error(), Fix: "see godwit's log: the warden starts it again by itself"}
 	}
 	var down []string
 	for _, p := range status.Peers {
