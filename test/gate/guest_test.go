@@ -53,6 +53,8 @@ func TestGuestWithUEFIDisplayAndAgent(t *testing.T) {
 	}
 	run(first, "vm", "create", "screen", "--memory", "32M") // with a display, as it has neither kernel nor firmware, and nothing to boot
 	run(first, "vm", "start", "screen")
+	run(first, "vm", "create", "lazy", "--memory", "128M", "--kernel", "vmlinuz", "--initrd", "initrd", "--cmdline", linux.Cmdline+" godwit.lazy")
+	run(first, "vm", "start", "lazy")
 	begun := time.Now()
 	run(first, "vm", "start", "web-1")
 	waitPicture(t, second, "screen", textLines)
@@ -89,6 +91,27 @@ func TestGuestWithUEFIDisplayAndAgent(t *testing.T) {
 		t.Errorf("after the migration: %v", after)
 	}
 
+	pid, err := second.PID(step(t), "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.WaitOther(step(t), "agent", pid); err != nil {
+		t.Fatal(err)
+	}
+	if again := waitGuest(t, first, "web-1"); again.GetStatus().GetPid() != after.GetStatus().GetPid() {
+		t.Errorf("after a restart of the agent its process is %d, not %d", again.GetStatus().GetPid(), after.GetStatus().GetPid())
+	}
+
+	// The guest whose agent says yes and does nothing is sent the power button within the grace.
+	waitGuest(t, second, "lazy")
+	lazy := watchConsole(t, second, "lazy")
+	run(second, "vm", "stop", "lazy", "--grace", "6s")
+	if said := lazy(); !strings.Contains(said, "power button") {
+		t.Errorf("no power button was pressed: %s", said)
+	}
 	watched := watchConsole(t, first, "web-1")
 	run(first, "vm", "stop", "web-1", "--grace", "40s")
 	if said := watched(); strings.Contains(said, "power button") {
@@ -102,7 +125,7 @@ func TestGuestWithUEFIDisplayAndAgent(t *testing.T) {
 	}
 }
 
-// waitGuest waits until the VM's guest agent has said an address.
+// waitGuest waits until the VM's guest agent answers, and has said an address if the VM has a NIC.
 func waitGuest(t *testing.T, h *lab.Host, name string) *godwitv1.VM {
 	t.Helper()
 	var vm *godwitv1.VM
@@ -110,8 +133,12 @@ func waitGuest(t *testing.T, h *lab.Host, name string) *godwitv1.VM {
 		if vm, err = h.VM(step(t), name); err != nil {
 			return err
 		}
-		for _, n := range vm.GetStatus().GetGuest().GetNics() {
-			if vm.GetStatus().GetGuest().GetAgent() && len(n.GetAddresses()) > 0 {
+		g := vm.GetStatus().GetGuest()
+		if g.GetAgent() && len(vm.GetSpec().GetNics()) == 0 {
+			return nil
+		}
+		for _, n := range g.GetNics() {
+			if g.GetAgent() && len(n.GetAddresses()) > 0 {
 				return nil
 			}
 		}
