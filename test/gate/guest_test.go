@@ -125,11 +125,17 @@ func TestGuestWithUEFIDisplayAndAgent(t *testing.T) {
 	}
 }
 
+// firmwareMax bounds the boot of a guest by UEFI, which takes an emulated processor about 6 s when nothing else runs, and ten times that on a
+// machine where much does.
+const firmwareMax = 3 * time.Minute
+
 // waitGuest waits until the VM's guest agent answers, and has said an address if the VM has a NIC.
 func waitGuest(t *testing.T, h *lab.Host, name string) *godwitv1.VM {
 	t.Helper()
 	var vm *godwitv1.VM
-	if err := lab.Until(step(t), stepMax, func() (err error) {
+	ctx, done := context.WithTimeout(t.Context(), firmwareMax)
+	defer done()
+	if err := lab.Until(ctx, firmwareMax, func() (err error) {
 		if vm, err = h.VM(step(t), name); err != nil {
 			return err
 		}
