@@ -6,21 +6,40 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/systemd"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
-// configFile is where a host's settings are, and configTemplate what install writes there if nothing is: comments only.
-const (
-	configFile     = "/etc/godwit/config.toml"
-	configTemplate = `# Settings of this Godwit host, TOML. Nothing is set: everything is as "godwit run --help" says.
-# A flag counts before an environment variable, that before this file.
+// configHead opens the configuration that install writes where there is none. Below it stands every setting with its default, as a
+// comment.
+const configHead = `# Settings of this Godwit host, in TOML. Nothing is set yet: what is below, as comments, are the defaults, but for what
+# godwit init or godwit join were told. godwit config check reads this file, godwit config show says what counts.
 `
-)
+
+// configText is a configuration that sets nothing and shows everything.
+func configText() string {
+	var text strings.Builder
+	text.WriteString(configHead)
+	table := ""
+	for _, s := range config.Settings() {
+		name := s.Key
+		if in, key, ok := strings.Cut(s.Key, "."); ok {
+			if in != table {
+				fmt.Fprintf(&text, "\n[%s]\n", in)
+				table = in
+			}
+			name = key
+		}
+		fmt.Fprintf(&text, "\n# %s\n# %s = %s\n", s.Usage, name, s.TOML())
+	}
+	return text.String()
+}
 
 // installFlags are what install asks.
 type installFlags struct {
@@ -125,7 +144,7 @@ func (f *installFlags) install(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	files = append(files, systemd.File{Path: configFile, Text: configTemplate, Keep: true})
+	files = append(files, systemd.File{Path: config.DefaultFile, Text: configText(), Keep: true})
 	setup, err := systemd.Open(f.root)
 	if err != nil {
 		return err

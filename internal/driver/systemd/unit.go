@@ -20,6 +20,8 @@ Type=notify
 NotifyAccess=main
 TimeoutStartSec=infinity
 ExecStart={{.Binary}} run{{range .Args}} {{.}}{{end}}
+# Log levels are read anew.
+ExecReload=kill -HUP $MAINPID
 
 # VMs are processes of their own. Only the warden is told to end; it ends the roles, and VMs run on.
 KillMode=process
