@@ -187,7 +187,7 @@ func names(cmd *cobra.Command, word, typed string) ([]cobra.Completion, cobra.Sh
 		}
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	if flagsFromEnvironment(cmd.Flags()) != nil { // which a run would do before
+	if cmd.Root().PersistentPreRunE(cmd, nil) != nil { // the socket may be named elsewhere than on the line
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	c, err := newClient(cmd)

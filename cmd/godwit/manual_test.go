@@ -105,6 +105,7 @@ func commandLines(page string) []string {
 			continue
 		}
 		line, _, _ = strings.Cut(line, " #")
+		line, _, _ = strings.Cut(line, " > ") // the shell's
 		line = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(line), "sudo "), "bin/")
 		if fenced && strings.HasPrefix(line, "godwit ") && !strings.ContainsAny(line, "[]<>") && !strings.HasPrefix(line, "godwit NOUN") {
 			found = append(found, strings.TrimSuffix(strings.TrimSuffix(line, "&"), " "))
