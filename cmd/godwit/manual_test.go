@@ -89,6 +89,9 @@ func TestCommandLinesThatDoNotExistAreFound(t *testing.T) {
 			t.Errorf("%q was taken", line)
 		}
 	}
+	if got := commandLines("```\ngodwit vm ls && godwit host ls > hosts\n```\n"); len(got) != 2 || got[1] != "godwit host ls" {
+		t.Errorf("found %q", got)
+	}
 	if got := commandLines("```\n  sudo bin/godwit host ls   # all\nexport A=1\n```\ngodwit prose\n"); len(got) != 1 || got[0] != "godwit host ls" {
 		t.Errorf("found %q", got)
 	}
@@ -105,10 +108,12 @@ func commandLines(page string) []string {
 			continue
 		}
 		line, _, _ = strings.Cut(line, " #")
-		line, _, _ = strings.Cut(line, " > ") // the shell's
-		line = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(line), "sudo "), "bin/")
-		if fenced && strings.HasPrefix(line, "godwit ") && !strings.ContainsAny(line, "[]<>") && !strings.HasPrefix(line, "godwit NOUN") {
-			found = append(found, strings.TrimSuffix(strings.TrimSuffix(line, "&"), " "))
+		for command := range strings.SplitSeq(line, "&&") {
+			command, _, _ = strings.Cut(command, " > ") // the shell's
+			command = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(command), "sudo "), "bin/")
+			if fenced && strings.HasPrefix(command, "godwit ") && !strings.ContainsAny(command, "[]<>") && !strings.HasPrefix(command, "godwit NOUN") {
+				found = append(found, strings.TrimSuffix(strings.TrimSuffix(command, "&"), " "))
+			}
 		}
 	}
 	return found
