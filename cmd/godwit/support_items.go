@@ -13,11 +13,9 @@ import (
 	"slices"
 	"strings"
 
-	"connectrpc.com/connect"
 	"github.com/prometheus/procfs"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/internal/driver/bundle"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
@@ -219,21 +217,11 @@ func qemus(_ context.Context, w io.Writer) error {
 }
 
 func (b *supportBundle) doctor(ctx context.Context, w io.Writer) error {
-	socket := b.cmd.Flags().Lookup("socket")
-	if !socket.Changed {
-		if err := socket.Value.Set(b.set.Socket()); err != nil {
-			return err
-		}
-	}
-	c, err := newClient(b.cmd)
+	answer, err := diagnose(ctx, b.cmd, "")
 	if err != nil {
 		return err
 	}
-	resp, err := c.hosts.Doctor(ctx, connect.NewRequest(&godwitv1.DoctorRequest{}))
-	if err != nil {
-		return err
-	}
-	text, err := protojson.MarshalOptions{Multiline: true}.Marshal(resp.Msg)
+	text, err := protojson.MarshalOptions{Multiline: true}.Marshal(answer)
 	if err != nil {
 		return err
 	}
