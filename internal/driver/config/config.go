@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -120,6 +121,14 @@ type Setting struct {
 
 // FlagName returns the name of the setting's flag.
 func (s Setting) FlagName() string { return FlagName(s.Key) }
+
+// TOML returns the default as it would stand in the file.
+func (s Setting) TOML() string {
+	if s.number {
+		return s.Default
+	}
+	return strconv.Quote(s.Default)
+}
 
 // FlagName returns the name of the flag of a key.
 func FlagName(key string) string { return strings.ReplaceAll(key, ".", "-") }
