@@ -62,7 +62,7 @@ func doors(t *testing.T, pids []int) []string {
 		a, _ := netip.AddrFromSlice(ip)
 		return netip.AddrPortFrom(a.Unmap(), uint16(port)).String()
 	}
-	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
+	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} { //nolint:staticcheck // its advice is netlink, for hosts with very many sockets
 		lines, err := read()
 		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
 			t.Fatal(err)

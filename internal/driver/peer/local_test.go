@@ -36,7 +36,7 @@ func serveLocal(t *testing.T, s *peer.LocalServer) *peer.LocalServer {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test calls as several users: run it as root")
 	}
-	dir, err := os.MkdirTemp("/tmp", "godwit-local-") // others can pass through, and the path is short
+	dir, err := os.MkdirTemp("/tmp", "godwit-local-") //nolint:usetesting // others must pass through, and the path be short
 	must(t, err)
 	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
 	must(t, os.Chmod(dir, 0o755))
