@@ -39,11 +39,16 @@ func newRole() *cobra.Command {
 	cmd := &cobra.Command{Use: "role", Short: "The processes that \"godwit run\" starts", Hidden: true}
 	add := func(name string, memory int64, run func(context.Context, *hostConfig, roleRun) error) {
 		var cgroup string
+		var networks []string
 		role := &cobra.Command{
 			Use: name, Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				thrifty(memory)
 				set, c, err := settingsOf(cmd)
+				if err != nil {
+					return err
+				}
+				carriers, err := carriersOf(set, networks)
 				if err != nil {
 					return err
 				}
@@ -62,11 +67,14 @@ func newRole() *cobra.Command {
 					return err
 				}
 				defer release()
-				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{set, cgroup, line, log}))
+				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{set, cgroup, carriers, line, log}))
 			},
 		}
 		settingFlags(role, true)
 		role.Flags().StringVar(&cgroup, "cgroup", "godwit", "cgroup that VMs have theirs below")
+		if name == "agent" {
+			networkFlag(role, &networks)
+		}
 		cmd.AddCommand(role)
 	}
 	add("store", storeMemory, runStore)
@@ -77,10 +85,11 @@ func newRole() *cobra.Command {
 
 // roleRun is what a role gets from its warden.
 type roleRun struct {
-	set    *config.Config
-	cgroup string // of VMs
-	line   *warden.Line
-	log    *slog.Logger
+	set      *config.Config
+	cgroup   string   // of VMs
+	carriers carriers // of bridge networks
+	line     *warden.Line
+	log      *slog.Logger
 }
 
 // settled is when a process has started up and what that took can be given back.
@@ -173,7 +182,7 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	conf := agent.Config{
 		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.set.Run,
 		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
-		Switch: vnet.NewClient(switchSocket(r.set.Run)), Starting: r.line.Starting, Log: r.log, Memory: agentMemory, Data: c.dir,
+		Switch: vnet.NewClient(switchSocket(r.set.Run)), Carriers: r.carriers, Starting: r.line.Starting, Log: r.log, Memory: agentMemory, Data: c.dir,
 	}
 	defer conf.Peers.Close()
 	defer conf.Switch.Close()

@@ -15,6 +15,7 @@ import (
 )
 
 func newRun() *cobra.Command {
+	var networks []string
 	cmd := &cobra.Command{
 		Use: "run", Short: "Run this host: agent, switch and, where it is a member, store", Args: cobra.NoArgs,
 		Long: `Run is the main process of a host. It starts the agent, the switch and, on a host that carries one, the
@@ -25,9 +26,13 @@ next start on.
 
 Every setting can stand in the configuration file under the name of its flag, --limits-calls as calls in the
 table [limits], --log-levels-agent as agent in [log-levels]: "godwit config show" prints them with their
-sources. What carries a network on this host is in the file only, as [networks.NAME] with bridge or uplink.`,
+sources. What carries a bridge network on this host stands there as [networks.NAME] with bridge or uplink; --network
+counts before it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			thrifty(wardenMemory)
+			if _, err := parseCarriers(networks); err != nil {
+				return err
+			}
 			set, c, err := settingsOf(cmd)
 			if err != nil {
 				return err
@@ -47,7 +52,11 @@ sources. What carries a network on this host is in the file only, as [networks.N
 			role := func(name string) warden.Role {
 				return warden.Role{Name: name, Args: append([]string{"role", name, "--cgroup", vms}, settingArgs(cmd)...)}
 			}
-			roles := []warden.Role{role("switch"), role("agent")}
+			agent := role("agent")
+			for _, n := range networks {
+				agent.Args = append(agent.Args, "--network", n)
+			}
+			roles := []warden.Role{role("switch"), agent}
 			if c.Member {
 				roles = slices.Insert(roles, 0, role("store"))
 			}
@@ -55,6 +64,7 @@ sources. What carries a network on this host is in the file only, as [networks.N
 		},
 	}
 	settingFlags(cmd, true)
+	networkFlag(cmd, &networks)
 	return cmd
 }
 

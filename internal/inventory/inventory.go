@@ -10,6 +10,7 @@ package inventory
 import (
 	"crypto/rand"
 	"encoding/base32"
+	"slices"
 	"strings"
 	"time"
 )
@@ -74,7 +75,8 @@ type HostSpec struct {
 	Datastores []DatastoreMount
 	Networks   []NetworkID // bridge networks that this host has a bridge or uplink for
 	NetworkAll bool        // user-space switch: every network of that driver can be had
-	UEFI       UEFI        // zero: the host has no UEFI firmware
+	Missing    []NetworkMissing
+	UEFI       UEFI // zero: the host has no UEFI firmware
 }
 
 // UEFI is the UEFI firmware that a host has for its VMs. Its two images are flash chips of the VM, so a running VM can move only to
@@ -83,6 +85,25 @@ type UEFI struct {
 	Code     string // path on the host
 	CodeSize Bytes
 	VarsSize Bytes // of the template of a VM's own variables
+}
+
+// NetworkMissing is a bridge network that a host does not have.
+type NetworkMissing struct {
+	Network NetworkID
+	Why     string // one line with what to do
+}
+
+// LacksNetwork returns why the host does not have the network, "" when it does as far as it knows.
+func (s HostSpec) LacksNetwork(n NetworkID) string {
+	for _, m := range s.Missing {
+		if m.Network == n {
+			return m.Why
+		}
+	}
+	if s.NetworkAll || slices.Contains(s.Networks, n) {
+		return ""
+	}
+	return "add it there"
 }
 
 // QEMU is what a host's emulator can do, as probed there by name, never guessed from a version.
@@ -130,8 +151,15 @@ type DatastoreMount struct {
 
 // Network is a layer-2 segment with a name.
 type Network struct {
-	ID   NetworkID
-	Spec NetworkSpec
+	ID    NetworkID
+	Spec  NetworkSpec
+	Hosts []NetworkHost // filled in on reading, never stored
+}
+
+// NetworkHost says whether a host has a network.
+type NetworkHost struct {
+	Host HostID
+	Why  string // it does not; empty: it has it
 }
 
 // NetworkSpec is written by the user.

@@ -33,6 +33,9 @@ func HostSpec(s inventory.HostSpec) *godwitv1.HostSpec {
 		Networks:   texts(s.Networks),
 		NetworkAll: s.NetworkAll,
 		Uefi:       uefi(s.UEFI),
+		NetworksMissing: each(s.Missing, func(n inventory.NetworkMissing) *godwitv1.NetworkMissing {
+			return &godwitv1.NetworkMissing{Network: string(n.Network), Why: n.Why}
+		}),
 	}
 }
 
@@ -50,6 +53,9 @@ func FromHostSpec(m *godwitv1.HostSpec) inventory.HostSpec {
 		Networks:   ids[inventory.NetworkID](m.GetNetworks()),
 		NetworkAll: m.GetNetworkAll(),
 		UEFI:       fromUEFI(m.GetUefi()),
+		Missing: each(m.GetNetworksMissing(), func(n *godwitv1.NetworkMissing) inventory.NetworkMissing {
+			return inventory.NetworkMissing{Network: inventory.NetworkID(n.GetNetwork()), Why: n.GetWhy()}
+		}),
 	}
 }
 
@@ -149,12 +155,22 @@ func FromHostStatus(m *godwitv1.HostStatus) inventory.HostStatus {
 
 // Network returns the message of a whole network.
 func Network(n inventory.Network) *godwitv1.Network {
-	return &godwitv1.Network{Id: string(n.ID), Spec: NetworkSpec(n.Spec)}
+	return &godwitv1.Network{
+		Id: string(n.ID), Spec: NetworkSpec(n.Spec),
+		Hosts: each(n.Hosts, func(h inventory.NetworkHost) *godwitv1.NetworkHost {
+			return &godwitv1.NetworkHost{Host: string(h.Host), Why: h.Why}
+		}),
+	}
 }
 
 // FromNetwork returns the network of the message.
 func FromNetwork(m *godwitv1.Network) inventory.Network {
-	return inventory.Network{ID: inventory.NetworkID(m.GetId()), Spec: FromNetworkSpec(m.GetSpec())}
+	return inventory.Network{
+		ID: inventory.NetworkID(m.GetId()), Spec: FromNetworkSpec(m.GetSpec()),
+		Hosts: each(m.GetHosts(), func(h *godwitv1.NetworkHost) inventory.NetworkHost {
+			return inventory.NetworkHost{Host: inventory.HostID(h.GetHost()), Why: h.GetWhy()}
+		}),
+	}
 }
 
 // NetworkSpec returns the message of what the user asked of a network.

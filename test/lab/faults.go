@@ -134,6 +134,13 @@ func (h *Host) Leftovers(ctx context.Context, vm string) []string {
 			add("%s", path)
 		}
 	}
+	taps, err := h.Taps(vm)
+	if err != nil {
+		add("%v", err)
+	}
+	for _, name := range taps {
+		add("tap %s", name)
+	}
 	ports, err := h.Ports(ctx)
 	if err != nil {
 		add("%v", err)

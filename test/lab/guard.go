@@ -88,7 +88,7 @@ func sweep(dir string) error {
 	for group := range cgroups {
 		removeCgroup(group)
 	}
-	return errors.Join(unmount(dir), os.RemoveAll(dir))
+	return errors.Join(removeNamespaces(filepath.Base(dir)), unmount(dir), os.RemoveAll(dir))
 }
 
 // unmount takes away the file systems that a test has mounted in the folder.

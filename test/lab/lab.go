@@ -44,6 +44,8 @@ type Options struct {
 	QEMU   string    // empty: the installed one
 	Cache  string    // for probes; empty: one of the cluster's own
 	Log    io.Writer // the hosts' logs; nil: a file per host in the cluster's folder
+	Cables bool      // each host in a network namespace of its own, with a cable to a LAN (cables.go); needs root
+	Run    []string  // more flags for godwit run
 }
 
 // Cluster is a running cluster. Its methods may be called by many goroutines.
@@ -53,6 +55,7 @@ type Cluster struct {
 	Hosts     []*Host
 
 	options Options
+	lan     *LAN // with Options.Cables
 	guard   *guard
 	close   sync.Once
 	closed  error
@@ -67,7 +70,8 @@ type Host struct {
 	Socket  string // of the agent
 
 	cluster    *Cluster
-	datastores []string // instead of the shared one
+	namespace  *namespace // nil: the one that we are in
+	datastores []string   // instead of the shared one
 	mu         sync.Mutex
 	cmd        *exec.Cmd
 	ended      chan struct{}
@@ -98,6 +102,12 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	}()
 	if err := os.Mkdir(c.Datastore, 0o755); err != nil { //nolint:gosec // as above
 		return nil, err
+	}
+	if o.Cables {
+		if c.lan, err = newLAN(filepath.Base(dir)); err != nil {
+			return nil, err
+		}
+		o.Subnet = managementNet
 	}
 	subnet := o.Subnet
 	if subnet == "" {
@@ -139,10 +149,17 @@ func (c *Cluster) newHost(i int, subnet string) (*Host, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // QEMU's user passes through
 		return nil, err
 	}
-	return &Host{
+	h := &Host{
 		Name: name, Address: fmt.Sprintf("%s.%d", subnet, 11+i), Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run"),
 		Socket: filepath.Join(dir, "run", "agent.sock"), cluster: c,
-	}, nil
+	}
+	if c.lan != nil {
+		var err error
+		if h.namespace, err = c.lan.addHost(i+1, h.Address); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
 }
 
 // AddHost joins one more host, running. With datastores, each as --datastore wants it, it has those and not the shared one.
@@ -211,13 +228,14 @@ func (h *Host) start() error {
 		defer func() { _ = f.Close() }() // the child has its own
 		log = f
 	}
-	cmd := exec.Command(h.cluster.options.Binary, "run", "--data", h.Data, "--run", h.Run) //nolint:noctx // ends with Down or Close
+	args := append([]string{"run", "--data", h.Data, "--run", h.Run}, h.cluster.options.Run...)
+	cmd := exec.Command(h.cluster.options.Binary, args...) //nolint:noctx // ends with Down or Close
 	cmd.Stdout, cmd.Stderr = log, log
 	if os.Getenv("GORACE") == "" {
 		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=50") // the race detector sleeps for a second at each process' end
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the one who holds the cluster
-	if err := cmd.Start(); err != nil {
+	if err := h.namespace.do(cmd.Start); err != nil {
 		return err
 	}
 	h.cmd, h.ended = cmd, make(chan struct{})
@@ -313,7 +331,11 @@ func (h *Host) Command(ctx context.Context, args ...string) (stdout, stderr []by
 	cmd := h.Interactive(ctx, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
+	err = h.namespace.do(cmd.Start)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
 		return out.Bytes(), errs.Bytes(), fmt.Errorf("godwit %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
 	}
 	return out.Bytes(), errs.Bytes(), nil
@@ -395,7 +417,7 @@ func (c *Cluster) Close() error {
 		}
 		all.Wait()
 		c.keepLogs()
-		c.closed = errors.Join(errors.Join(errs...), sweep(c.Dir))
+		c.closed = errors.Join(errors.Join(errs...), sweep(c.Dir), c.lan.close())
 		c.guard.dismiss()
 	})
 	return c.closed

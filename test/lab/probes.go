@@ -30,8 +30,8 @@ type Probes struct {
 	mu       sync.Mutex
 	sent     map[uint64]time.Time // echoes on their way
 	next     uint64
+	lost     time.Duration // how long an echo may take
 	echoed   uint64
-	lost     uint64
 	doubled  uint64
 	udp, tcp gauge
 	bytes    uint64
@@ -67,13 +67,21 @@ type Seen struct {
 // Gap is the longer of the two gaps.
 func (s Seen) Gap() time.Duration { return max(s.UDPGap, s.TCPGap) }
 
+// Dialer is a client on the guests' network.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
 // Watch starts probes of the guest at ip.
-func (s *Segment) Watch(ctx context.Context, ip string) (*Probes, error) {
-	tcp, err := s.DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(stream.CountPort)))
+func (s *Segment) Watch(ctx context.Context, ip string) (*Probes, error) { return Watch(ctx, s, ip) }
+
+// Watch starts probes of the guest at ip from a client.
+func Watch(ctx context.Context, from Dialer, ip string) (*Probes, error) {
+	tcp, err := from.DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(stream.CountPort)))
 	if err != nil {
 		return nil, fmt.Errorf("tcp stream: %w", err)
 	}
-	udp, err := s.DialContext(ctx, "udp", net.JoinHostPort(ip, strconv.Itoa(stream.EchoPort)))
+	udp, err := from.DialContext(ctx, "udp", net.JoinHostPort(ip, strconv.Itoa(stream.EchoPort)))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("udp probe: %w", err), tcp.Close())
 	}
@@ -82,7 +90,7 @@ func (s *Segment) Watch(ctx context.Context, ip string) (*Probes, error) {
 		return nil, errors.Join(err, tcp.Close(), udp.Close())
 	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := &Probes{cancel: cancel, sent: map[uint64]time.Time{}}
+	p := &Probes{cancel: cancel, lost: probeLost, sent: map[uint64]time.Time{}}
 	p.all.Go(func() {
 		<-running.Done()
 		_ = tcp.Close() // ends the readers; nothing was written to it
@@ -158,6 +166,13 @@ func (p *Probes) readEchoes(conn net.Conn) {
 	}
 }
 
+// Patience sets how long an echo may take before it counts as lost, for a network that keeps none back.
+func (p *Probes) Patience(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost = d
+}
+
 // Mark begins a new measurement of gaps.
 func (p *Probes) Mark() {
 	p.mu.Lock()
@@ -170,9 +185,9 @@ func (p *Probes) Seen() Seen {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	s := Seen{Doubled: p.doubled, Echoed: p.echoed, Bytes: p.bytes, Err: p.err, Lost: p.lost}
+	s := Seen{Doubled: p.doubled, Echoed: p.echoed, Bytes: p.bytes, Err: p.err}
 	for _, at := range p.sent {
-		if now.Sub(at) > probeLost {
+		if now.Sub(at) > p.lost {
 			s.Lost++
 		}
 	}
@@ -196,7 +211,7 @@ func (p *Probes) Settle(ctx context.Context) Seen {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for number, at := range p.sent {
-			if number < until && time.Since(at) <= probeLost {
+			if number < until && time.Since(at) <= p.lost {
 				return errors.New("echoes are on their way")
 			}
 		}

@@ -72,7 +72,12 @@ func (s *Segment) Close() error {
 
 // Control dials the guest's control port.
 func (s *Segment) Control(ctx context.Context, ip string) (*control.Client, error) {
-	conn, err := s.DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(control.Port)))
+	return Control(ctx, s, ip)
+}
+
+// Control dials the guest's control port from a client.
+func Control(ctx context.Context, from Dialer, ip string) (*control.Client, error) {
+	conn, err := from.DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(control.Port)))
 	if err != nil {
 		return nil, err
 	}

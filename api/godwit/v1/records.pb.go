@@ -121,7 +121,7 @@ func (x Verdict_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict_State.Descriptor instead.
 func (Verdict_State) EnumDescriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{5, 0}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{6, 0}
 }
 
 // Envelope is what every value in the store is wrapped in. A reader refuses a schema newer than its own.
@@ -246,20 +246,21 @@ func (x *Host) GetStatus() *HostStatus {
 }
 
 type HostSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Trunk         string                 `protobuf:"bytes,2,opt,name=trunk,proto3" json:"trunk,omitempty"`
-	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	Cpus          int32                  `protobuf:"varint,4,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	Memory        int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Qemu          *Qemu                  `protobuf:"bytes,7,opt,name=qemu,proto3" json:"qemu,omitempty"`
-	Datastores    []*DatastoreMount      `protobuf:"bytes,8,rep,name=datastores,proto3" json:"datastores,omitempty"`
-	Networks      []string               `protobuf:"bytes,9,rep,name=networks,proto3" json:"networks,omitempty"`
-	NetworkAll    bool                   `protobuf:"varint,10,opt,name=network_all,json=networkAll,proto3" json:"network_all,omitempty"`
-	Uefi          *Uefi                  `protobuf:"bytes,20,opt,name=uefi,proto3" json:"uefi,omitempty"` // absent: the host has no UEFI firmware
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Address         string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Trunk           string                 `protobuf:"bytes,2,opt,name=trunk,proto3" json:"trunk,omitempty"`
+	Version         string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Cpus            int32                  `protobuf:"varint,4,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Memory          int64                  `protobuf:"varint,5,opt,name=memory,proto3" json:"memory,omitempty"`
+	Epoch           uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Qemu            *Qemu                  `protobuf:"bytes,7,opt,name=qemu,proto3" json:"qemu,omitempty"`
+	Datastores      []*DatastoreMount      `protobuf:"bytes,8,rep,name=datastores,proto3" json:"datastores,omitempty"`
+	Networks        []string               `protobuf:"bytes,9,rep,name=networks,proto3" json:"networks,omitempty"`
+	NetworkAll      bool                   `protobuf:"varint,10,opt,name=network_all,json=networkAll,proto3" json:"network_all,omitempty"`
+	NetworksMissing []*NetworkMissing      `protobuf:"bytes,11,rep,name=networks_missing,json=networksMissing,proto3" json:"networks_missing,omitempty"`
+	Uefi            *Uefi                  `protobuf:"bytes,20,opt,name=uefi,proto3" json:"uefi,omitempty"` // absent: the host has no UEFI firmware
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *HostSpec) Reset() {
@@ -362,6 +363,13 @@ func (x *HostSpec) GetNetworkAll() bool {
 	return false
 }
 
+func (x *HostSpec) GetNetworksMissing() []*NetworkMissing {
+	if x != nil {
+		return x.NetworksMissing
+	}
+	return nil
+}
+
 func (x *HostSpec) GetUefi() *Uefi {
 	if x != nil {
 		return x.Uefi
@@ -430,6 +438,58 @@ func (x *Uefi) GetVarsSize() int64 {
 	return 0
 }
 
+type NetworkMissing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       string                 `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkMissing) Reset() {
+	*x = NetworkMissing{}
+	mi := &file_godwit_v1_records_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkMissing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkMissing) ProtoMessage() {}
+
+func (x *NetworkMissing) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkMissing.ProtoReflect.Descriptor instead.
+func (*NetworkMissing) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *NetworkMissing) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *NetworkMissing) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type Qemu struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -446,7 +506,7 @@ type Qemu struct {
 
 func (x *Qemu) Reset() {
 	*x = Qemu{}
-	mi := &file_godwit_v1_records_proto_msgTypes[4]
+	mi := &file_godwit_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +518,7 @@ func (x *Qemu) String() string {
 func (*Qemu) ProtoMessage() {}
 
 func (x *Qemu) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[4]
+	mi := &file_godwit_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +531,7 @@ func (x *Qemu) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Qemu.ProtoReflect.Descriptor instead.
 func (*Qemu) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Qemu) GetPath() string {
@@ -540,7 +600,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_godwit_v1_records_proto_msgTypes[5]
+	mi := &file_godwit_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +612,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[5]
+	mi := &file_godwit_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +625,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Verdict) GetState() Verdict_State {
@@ -594,7 +654,7 @@ type HostStatus struct {
 
 func (x *HostStatus) Reset() {
 	*x = HostStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[6]
+	mi := &file_godwit_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +666,7 @@ func (x *HostStatus) String() string {
 func (*HostStatus) ProtoMessage() {}
 
 func (x *HostStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[6]
+	mi := &file_godwit_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +679,7 @@ func (x *HostStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostStatus.ProtoReflect.Descriptor instead.
 func (*HostStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HostStatus) GetStarted() *timestamppb.Timestamp {
@@ -662,7 +722,7 @@ type DatastoreMount struct {
 
 func (x *DatastoreMount) Reset() {
 	*x = DatastoreMount{}
-	mi := &file_godwit_v1_records_proto_msgTypes[7]
+	mi := &file_godwit_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -674,7 +734,7 @@ func (x *DatastoreMount) String() string {
 func (*DatastoreMount) ProtoMessage() {}
 
 func (x *DatastoreMount) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[7]
+	mi := &file_godwit_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -687,7 +747,7 @@ func (x *DatastoreMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatastoreMount.ProtoReflect.Descriptor instead.
 func (*DatastoreMount) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DatastoreMount) GetId() string {
@@ -722,13 +782,14 @@ type Network struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Spec          *NetworkSpec           `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Hosts         []*NetworkHost         `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"` // filled in on reading
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_godwit_v1_records_proto_msgTypes[8]
+	mi := &file_godwit_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +801,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[8]
+	mi := &file_godwit_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +814,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Network) GetId() string {
@@ -770,6 +831,65 @@ func (x *Network) GetSpec() *NetworkSpec {
 	return nil
 }
 
+func (x *Network) GetHosts() []*NetworkHost {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type NetworkHost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"` // it does not have the network; empty: it has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkHost) Reset() {
+	*x = NetworkHost{}
+	mi := &file_godwit_v1_records_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkHost) ProtoMessage() {}
+
+func (x *NetworkHost) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkHost.ProtoReflect.Descriptor instead.
+func (*NetworkHost) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NetworkHost) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *NetworkHost) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type NetworkSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Subnet        string                 `protobuf:"bytes,1,opt,name=subnet,proto3" json:"subnet,omitempty"`
@@ -784,7 +904,7 @@ type NetworkSpec struct {
 
 func (x *NetworkSpec) Reset() {
 	*x = NetworkSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[9]
+	mi := &file_godwit_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +916,7 @@ func (x *NetworkSpec) String() string {
 func (*NetworkSpec) ProtoMessage() {}
 
 func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[9]
+	mi := &file_godwit_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +929,7 @@ func (x *NetworkSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkSpec.ProtoReflect.Descriptor instead.
 func (*NetworkSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NetworkSpec) GetSubnet() string {
@@ -864,7 +984,7 @@ type PortForward struct {
 
 func (x *PortForward) Reset() {
 	*x = PortForward{}
-	mi := &file_godwit_v1_records_proto_msgTypes[10]
+	mi := &file_godwit_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +996,7 @@ func (x *PortForward) String() string {
 func (*PortForward) ProtoMessage() {}
 
 func (x *PortForward) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[10]
+	mi := &file_godwit_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +1009,7 @@ func (x *PortForward) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortForward.ProtoReflect.Descriptor instead.
 func (*PortForward) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PortForward) GetListen() string {
@@ -918,7 +1038,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_godwit_v1_records_proto_msgTypes[11]
+	mi := &file_godwit_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1050,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[11]
+	mi := &file_godwit_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1063,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VM) GetId() string {
@@ -997,7 +1117,7 @@ type VMSpec struct {
 
 func (x *VMSpec) Reset() {
 	*x = VMSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[12]
+	mi := &file_godwit_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1129,7 @@ func (x *VMSpec) String() string {
 func (*VMSpec) ProtoMessage() {}
 
 func (x *VMSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[12]
+	mi := &file_godwit_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1142,7 @@ func (x *VMSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMSpec.ProtoReflect.Descriptor instead.
 func (*VMSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *VMSpec) GetName() string {
@@ -1144,7 +1264,7 @@ type Boot struct {
 
 func (x *Boot) Reset() {
 	*x = Boot{}
-	mi := &file_godwit_v1_records_proto_msgTypes[13]
+	mi := &file_godwit_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1276,7 @@ func (x *Boot) String() string {
 func (*Boot) ProtoMessage() {}
 
 func (x *Boot) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[13]
+	mi := &file_godwit_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1289,7 @@ func (x *Boot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Boot.ProtoReflect.Descriptor instead.
 func (*Boot) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Boot) GetFirmware() *File {
@@ -1224,7 +1344,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_godwit_v1_records_proto_msgTypes[14]
+	mi := &file_godwit_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1356,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[14]
+	mi := &file_godwit_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1369,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *File) GetDatastore() string {
@@ -1280,7 +1400,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_godwit_v1_records_proto_msgTypes[15]
+	mi := &file_godwit_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1412,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[15]
+	mi := &file_godwit_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1425,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Disk) GetName() string {
@@ -1362,7 +1482,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_godwit_v1_records_proto_msgTypes[16]
+	mi := &file_godwit_v1_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1494,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[16]
+	mi := &file_godwit_v1_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1507,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NIC) GetName() string {
@@ -1428,7 +1548,7 @@ type HostDevice struct {
 
 func (x *HostDevice) Reset() {
 	*x = HostDevice{}
-	mi := &file_godwit_v1_records_proto_msgTypes[17]
+	mi := &file_godwit_v1_records_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1560,7 @@ func (x *HostDevice) String() string {
 func (*HostDevice) ProtoMessage() {}
 
 func (x *HostDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[17]
+	mi := &file_godwit_v1_records_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1573,7 @@ func (x *HostDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostDevice.ProtoReflect.Descriptor instead.
 func (*HostDevice) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{17}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HostDevice) GetHost() string {
@@ -1482,7 +1602,7 @@ type VMRun struct {
 
 func (x *VMRun) Reset() {
 	*x = VMRun{}
-	mi := &file_godwit_v1_records_proto_msgTypes[18]
+	mi := &file_godwit_v1_records_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1614,7 @@ func (x *VMRun) String() string {
 func (*VMRun) ProtoMessage() {}
 
 func (x *VMRun) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[18]
+	mi := &file_godwit_v1_records_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1627,7 @@ func (x *VMRun) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMRun.ProtoReflect.Descriptor instead.
 func (*VMRun) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{18}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VMRun) GetOwner() string {
@@ -1549,7 +1669,7 @@ type Heir struct {
 
 func (x *Heir) Reset() {
 	*x = Heir{}
-	mi := &file_godwit_v1_records_proto_msgTypes[19]
+	mi := &file_godwit_v1_records_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +1681,7 @@ func (x *Heir) String() string {
 func (*Heir) ProtoMessage() {}
 
 func (x *Heir) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[19]
+	mi := &file_godwit_v1_records_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1694,7 @@ func (x *Heir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heir.ProtoReflect.Descriptor instead.
 func (*Heir) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{19}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Heir) GetHost() string {
@@ -1614,7 +1734,7 @@ type VMStatus struct {
 
 func (x *VMStatus) Reset() {
 	*x = VMStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[20]
+	mi := &file_godwit_v1_records_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1746,7 @@ func (x *VMStatus) String() string {
 func (*VMStatus) ProtoMessage() {}
 
 func (x *VMStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[20]
+	mi := &file_godwit_v1_records_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1759,7 @@ func (x *VMStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VMStatus.ProtoReflect.Descriptor instead.
 func (*VMStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{20}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *VMStatus) GetState() string {
@@ -1711,7 +1831,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_godwit_v1_records_proto_msgTypes[21]
+	mi := &file_godwit_v1_records_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1843,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[21]
+	mi := &file_godwit_v1_records_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1856,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{21}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Heartbeat) GetCount() uint64 {
@@ -1784,7 +1904,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_godwit_v1_records_proto_msgTypes[22]
+	mi := &file_godwit_v1_records_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1916,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[22]
+	mi := &file_godwit_v1_records_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1929,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{22}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Usage) GetCpu() *durationpb.Duration {
@@ -1837,7 +1957,7 @@ type Migration struct {
 
 func (x *Migration) Reset() {
 	*x = Migration{}
-	mi := &file_godwit_v1_records_proto_msgTypes[23]
+	mi := &file_godwit_v1_records_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +1969,7 @@ func (x *Migration) String() string {
 func (*Migration) ProtoMessage() {}
 
 func (x *Migration) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[23]
+	mi := &file_godwit_v1_records_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +1982,7 @@ func (x *Migration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Migration.ProtoReflect.Descriptor instead.
 func (*Migration) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{23}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Migration) GetId() string {
@@ -1903,7 +2023,7 @@ type MigrationSpec struct {
 
 func (x *MigrationSpec) Reset() {
 	*x = MigrationSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[24]
+	mi := &file_godwit_v1_records_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2035,7 @@ func (x *MigrationSpec) String() string {
 func (*MigrationSpec) ProtoMessage() {}
 
 func (x *MigrationSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[24]
+	mi := &file_godwit_v1_records_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2048,7 @@ func (x *MigrationSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationSpec.ProtoReflect.Descriptor instead.
 func (*MigrationSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{24}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MigrationSpec) GetVm() string {
@@ -2010,7 +2130,7 @@ type MigrationStatus struct {
 
 func (x *MigrationStatus) Reset() {
 	*x = MigrationStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[25]
+	mi := &file_godwit_v1_records_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2142,7 @@ func (x *MigrationStatus) String() string {
 func (*MigrationStatus) ProtoMessage() {}
 
 func (x *MigrationStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[25]
+	mi := &file_godwit_v1_records_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2155,7 @@ func (x *MigrationStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationStatus.ProtoReflect.Descriptor instead.
 func (*MigrationStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{25}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MigrationStatus) GetPhase() string {
@@ -2112,7 +2232,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_godwit_v1_records_proto_msgTypes[26]
+	mi := &file_godwit_v1_records_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2244,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[26]
+	mi := &file_godwit_v1_records_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2257,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{26}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Progress) GetRound() int32 {
@@ -2223,7 +2343,7 @@ type MigrationResult struct {
 
 func (x *MigrationResult) Reset() {
 	*x = MigrationResult{}
-	mi := &file_godwit_v1_records_proto_msgTypes[27]
+	mi := &file_godwit_v1_records_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2355,7 @@ func (x *MigrationResult) String() string {
 func (*MigrationResult) ProtoMessage() {}
 
 func (x *MigrationResult) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[27]
+	mi := &file_godwit_v1_records_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2368,7 @@ func (x *MigrationResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MigrationResult.ProtoReflect.Descriptor instead.
 func (*MigrationResult) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{27}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MigrationResult) GetTotal() *durationpb.Duration {
@@ -2299,7 +2419,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_godwit_v1_records_proto_msgTypes[28]
+	mi := &file_godwit_v1_records_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2431,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[28]
+	mi := &file_godwit_v1_records_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2444,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{28}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Token) GetId() string {
@@ -2366,7 +2486,7 @@ type Epoch struct {
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_godwit_v1_records_proto_msgTypes[29]
+	mi := &file_godwit_v1_records_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2498,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[29]
+	mi := &file_godwit_v1_records_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2511,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{29}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Epoch) GetEpoch() uint64 {
@@ -2423,7 +2543,7 @@ type Guest struct {
 
 func (x *Guest) Reset() {
 	*x = Guest{}
-	mi := &file_godwit_v1_records_proto_msgTypes[30]
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2555,7 @@ func (x *Guest) String() string {
 func (*Guest) ProtoMessage() {}
 
 func (x *Guest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[30]
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2568,7 @@ func (x *Guest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guest.ProtoReflect.Descriptor instead.
 func (*Guest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{30}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Guest) GetAgent() bool {
@@ -2504,7 +2624,7 @@ type GuestNIC struct {
 
 func (x *GuestNIC) Reset() {
 	*x = GuestNIC{}
-	mi := &file_godwit_v1_records_proto_msgTypes[31]
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2636,7 @@ func (x *GuestNIC) String() string {
 func (*GuestNIC) ProtoMessage() {}
 
 func (x *GuestNIC) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[31]
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2649,7 @@ func (x *GuestNIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestNIC.ProtoReflect.Descriptor instead.
 func (*GuestNIC) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{31}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GuestNIC) GetName() string {
@@ -2570,7 +2690,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2582,7 +2702,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2595,7 +2715,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Image) GetFile() *File {
@@ -2666,7 +2786,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2798,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2811,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Task) GetId() string {
@@ -2731,7 +2851,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	mi := &file_godwit_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2863,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	mi := &file_godwit_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +2876,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TaskSpec) GetKind() string {
@@ -2832,7 +2952,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	mi := &file_godwit_v1_records_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2964,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	mi := &file_godwit_v1_records_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2977,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TaskStatus) GetState() string {
@@ -2942,7 +3062,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_godwit_v1_records_proto_msgTypes[36]
+	mi := &file_godwit_v1_records_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3074,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[36]
+	mi := &file_godwit_v1_records_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3087,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Event) GetId() string {
@@ -3052,7 +3172,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.godwit.v1.HostSpecR\x04spec\x12-\n" +
-	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\"\xd8\x02\n" +
+	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\"\x9e\x03\n" +
 	"\bHostSpec\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05trunk\x18\x02 \x01(\tR\x05trunk\x12\x18\n" +
@@ -3067,12 +3187,16 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\bnetworks\x18\t \x03(\tR\bnetworks\x12\x1f\n" +
 	"\vnetwork_all\x18\n" +
 	" \x01(\bR\n" +
-	"networkAll\x12#\n" +
+	"networkAll\x12D\n" +
+	"\x10networks_missing\x18\v \x03(\v2\x19.godwit.v1.NetworkMissingR\x0fnetworksMissing\x12#\n" +
 	"\x04uefi\x18\x14 \x01(\v2\x0f.godwit.v1.UefiR\x04uefi\"T\n" +
 	"\x04Uefi\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1b\n" +
 	"\tcode_size\x18\x02 \x01(\x03R\bcodeSize\x12\x1b\n" +
-	"\tvars_size\x18\x03 \x01(\x03R\bvarsSize\"\xeb\x01\n" +
+	"\tvars_size\x18\x03 \x01(\x03R\bvarsSize\"<\n" +
+	"\x0eNetworkMissing\x12\x18\n" +
+	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\xeb\x01\n" +
 	"\x04Qemu\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -3102,10 +3226,14 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x16\n" +
-	"\x06shared\x18\x04 \x01(\bR\x06shared\"E\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\"s\n" +
 	"\aNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
-	"\x04spec\x18\x02 \x01(\v2\x16.godwit.v1.NetworkSpecR\x04spec\"\xb1\x01\n" +
+	"\x04spec\x18\x02 \x01(\v2\x16.godwit.v1.NetworkSpecR\x04spec\x12,\n" +
+	"\x05hosts\x18\x03 \x03(\v2\x16.godwit.v1.NetworkHostR\x05hosts\"3\n" +
+	"\vNetworkHost\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\"\xb1\x01\n" +
 	"\vNetworkSpec\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x122\n" +
@@ -3323,7 +3451,7 @@ func file_godwit_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_godwit_v1_records_proto_goTypes = []any{
 	(Power)(0),                    // 0: godwit.v1.Power
 	(Verdict_State)(0),            // 1: godwit.v1.Verdict.State
@@ -3331,106 +3459,110 @@ var file_godwit_v1_records_proto_goTypes = []any{
 	(*Host)(nil),                  // 3: godwit.v1.Host
 	(*HostSpec)(nil),              // 4: godwit.v1.HostSpec
 	(*Uefi)(nil),                  // 5: godwit.v1.Uefi
-	(*Qemu)(nil),                  // 6: godwit.v1.Qemu
-	(*Verdict)(nil),               // 7: godwit.v1.Verdict
-	(*HostStatus)(nil),            // 8: godwit.v1.HostStatus
-	(*DatastoreMount)(nil),        // 9: godwit.v1.DatastoreMount
-	(*Network)(nil),               // 10: godwit.v1.Network
-	(*NetworkSpec)(nil),           // 11: godwit.v1.NetworkSpec
-	(*PortForward)(nil),           // 12: godwit.v1.PortForward
-	(*VM)(nil),                    // 13: godwit.v1.VM
-	(*VMSpec)(nil),                // 14: godwit.v1.VMSpec
-	(*Boot)(nil),                  // 15: godwit.v1.Boot
-	(*File)(nil),                  // 16: godwit.v1.File
-	(*Disk)(nil),                  // 17: godwit.v1.Disk
-	(*NIC)(nil),                   // 18: godwit.v1.NIC
-	(*HostDevice)(nil),            // 19: godwit.v1.HostDevice
-	(*VMRun)(nil),                 // 20: godwit.v1.VMRun
-	(*Heir)(nil),                  // 21: godwit.v1.Heir
-	(*VMStatus)(nil),              // 22: godwit.v1.VMStatus
-	(*Heartbeat)(nil),             // 23: godwit.v1.Heartbeat
-	(*Usage)(nil),                 // 24: godwit.v1.Usage
-	(*Migration)(nil),             // 25: godwit.v1.Migration
-	(*MigrationSpec)(nil),         // 26: godwit.v1.MigrationSpec
-	(*MigrationStatus)(nil),       // 27: godwit.v1.MigrationStatus
-	(*Progress)(nil),              // 28: godwit.v1.Progress
-	(*MigrationResult)(nil),       // 29: godwit.v1.MigrationResult
-	(*Token)(nil),                 // 30: godwit.v1.Token
-	(*Epoch)(nil),                 // 31: godwit.v1.Epoch
-	(*Guest)(nil),                 // 32: godwit.v1.Guest
-	(*GuestNIC)(nil),              // 33: godwit.v1.GuestNIC
-	(*Image)(nil),                 // 34: godwit.v1.Image
-	(*Task)(nil),                  // 35: godwit.v1.Task
-	(*TaskSpec)(nil),              // 36: godwit.v1.TaskSpec
-	(*TaskStatus)(nil),            // 37: godwit.v1.TaskStatus
-	(*Event)(nil),                 // 38: godwit.v1.Event
-	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 40: google.protobuf.Duration
+	(*NetworkMissing)(nil),        // 6: godwit.v1.NetworkMissing
+	(*Qemu)(nil),                  // 7: godwit.v1.Qemu
+	(*Verdict)(nil),               // 8: godwit.v1.Verdict
+	(*HostStatus)(nil),            // 9: godwit.v1.HostStatus
+	(*DatastoreMount)(nil),        // 10: godwit.v1.DatastoreMount
+	(*Network)(nil),               // 11: godwit.v1.Network
+	(*NetworkHost)(nil),           // 12: godwit.v1.NetworkHost
+	(*NetworkSpec)(nil),           // 13: godwit.v1.NetworkSpec
+	(*PortForward)(nil),           // 14: godwit.v1.PortForward
+	(*VM)(nil),                    // 15: godwit.v1.VM
+	(*VMSpec)(nil),                // 16: godwit.v1.VMSpec
+	(*Boot)(nil),                  // 17: godwit.v1.Boot
+	(*File)(nil),                  // 18: godwit.v1.File
+	(*Disk)(nil),                  // 19: godwit.v1.Disk
+	(*NIC)(nil),                   // 20: godwit.v1.NIC
+	(*HostDevice)(nil),            // 21: godwit.v1.HostDevice
+	(*VMRun)(nil),                 // 22: godwit.v1.VMRun
+	(*Heir)(nil),                  // 23: godwit.v1.Heir
+	(*VMStatus)(nil),              // 24: godwit.v1.VMStatus
+	(*Heartbeat)(nil),             // 25: godwit.v1.Heartbeat
+	(*Usage)(nil),                 // 26: godwit.v1.Usage
+	(*Migration)(nil),             // 27: godwit.v1.Migration
+	(*MigrationSpec)(nil),         // 28: godwit.v1.MigrationSpec
+	(*MigrationStatus)(nil),       // 29: godwit.v1.MigrationStatus
+	(*Progress)(nil),              // 30: godwit.v1.Progress
+	(*MigrationResult)(nil),       // 31: godwit.v1.MigrationResult
+	(*Token)(nil),                 // 32: godwit.v1.Token
+	(*Epoch)(nil),                 // 33: godwit.v1.Epoch
+	(*Guest)(nil),                 // 34: godwit.v1.Guest
+	(*GuestNIC)(nil),              // 35: godwit.v1.GuestNIC
+	(*Image)(nil),                 // 36: godwit.v1.Image
+	(*Task)(nil),                  // 37: godwit.v1.Task
+	(*TaskSpec)(nil),              // 38: godwit.v1.TaskSpec
+	(*TaskStatus)(nil),            // 39: godwit.v1.TaskStatus
+	(*Event)(nil),                 // 40: godwit.v1.Event
+	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
 }
 var file_godwit_v1_records_proto_depIdxs = []int32{
 	4,  // 0: godwit.v1.Host.spec:type_name -> godwit.v1.HostSpec
-	8,  // 1: godwit.v1.Host.status:type_name -> godwit.v1.HostStatus
-	6,  // 2: godwit.v1.HostSpec.qemu:type_name -> godwit.v1.Qemu
-	9,  // 3: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
-	5,  // 4: godwit.v1.HostSpec.uefi:type_name -> godwit.v1.Uefi
-	7,  // 5: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
-	1,  // 6: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
-	39, // 7: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
-	11, // 8: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
-	12, // 9: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
-	14, // 10: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
-	20, // 11: godwit.v1.VM.run:type_name -> godwit.v1.VMRun
-	22, // 12: godwit.v1.VM.status:type_name -> godwit.v1.VMStatus
-	17, // 13: godwit.v1.VMSpec.disks:type_name -> godwit.v1.Disk
-	18, // 14: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
-	15, // 15: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
-	19, // 16: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
-	39, // 17: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
-	16, // 18: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
-	16, // 19: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
-	16, // 20: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
-	16, // 21: godwit.v1.Boot.vars:type_name -> godwit.v1.File
-	16, // 22: godwit.v1.Disk.file:type_name -> godwit.v1.File
-	21, // 23: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
-	0,  // 24: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
-	39, // 25: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
-	23, // 26: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
-	24, // 27: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
-	32, // 28: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
-	40, // 29: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
-	39, // 30: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
-	40, // 31: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	26, // 32: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
-	27, // 33: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
-	40, // 34: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
-	39, // 35: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
-	28, // 36: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
-	39, // 37: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
-	39, // 38: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
-	29, // 39: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
-	40, // 40: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
-	40, // 41: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
-	40, // 42: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
-	40, // 43: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
-	40, // 44: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
-	40, // 45: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
-	39, // 46: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	33, // 47: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
-	39, // 48: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
-	16, // 49: godwit.v1.Image.file:type_name -> godwit.v1.File
-	16, // 50: godwit.v1.Image.backing:type_name -> godwit.v1.File
-	39, // 51: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
-	36, // 52: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
-	37, // 53: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
-	39, // 54: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
-	39, // 55: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
-	39, // 56: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
-	39, // 57: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	9,  // 1: godwit.v1.Host.status:type_name -> godwit.v1.HostStatus
+	7,  // 2: godwit.v1.HostSpec.qemu:type_name -> godwit.v1.Qemu
+	10, // 3: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
+	6,  // 4: godwit.v1.HostSpec.networks_missing:type_name -> godwit.v1.NetworkMissing
+	5,  // 5: godwit.v1.HostSpec.uefi:type_name -> godwit.v1.Uefi
+	8,  // 6: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
+	1,  // 7: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
+	41, // 8: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
+	13, // 9: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
+	12, // 10: godwit.v1.Network.hosts:type_name -> godwit.v1.NetworkHost
+	14, // 11: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
+	16, // 12: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
+	22, // 13: godwit.v1.VM.run:type_name -> godwit.v1.VMRun
+	24, // 14: godwit.v1.VM.status:type_name -> godwit.v1.VMStatus
+	19, // 15: godwit.v1.VMSpec.disks:type_name -> godwit.v1.Disk
+	20, // 16: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
+	17, // 17: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
+	21, // 18: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
+	41, // 19: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
+	18, // 20: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
+	18, // 21: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
+	18, // 22: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
+	18, // 23: godwit.v1.Boot.vars:type_name -> godwit.v1.File
+	18, // 24: godwit.v1.Disk.file:type_name -> godwit.v1.File
+	23, // 25: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
+	0,  // 26: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
+	41, // 27: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
+	25, // 28: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
+	26, // 29: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
+	34, // 30: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
+	42, // 31: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
+	41, // 32: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
+	42, // 33: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	28, // 34: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
+	29, // 35: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
+	42, // 36: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
+	41, // 37: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
+	30, // 38: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
+	41, // 39: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
+	41, // 40: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
+	31, // 41: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
+	42, // 42: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
+	42, // 43: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	42, // 44: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
+	42, // 45: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
+	42, // 46: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
+	42, // 47: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
+	41, // 48: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	35, // 49: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
+	41, // 50: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
+	18, // 51: godwit.v1.Image.file:type_name -> godwit.v1.File
+	18, // 52: godwit.v1.Image.backing:type_name -> godwit.v1.File
+	41, // 53: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
+	38, // 54: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
+	39, // 55: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
+	41, // 56: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
+	41, // 57: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
+	41, // 58: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
+	41, // 59: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
+	60, // [60:60] is the sub-list for method output_type
+	60, // [60:60] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_records_proto_init() }
@@ -3444,7 +3576,7 @@ func file_godwit_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_records_proto_rawDesc), len(file_godwit_v1_records_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -221,6 +221,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 	stored.Status = status
 	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
 	if process != nil {
+		v.upTaps(ctx)
 		if err := v.do(ctx, func(ctx context.Context) error { v.mendSoon(ctx, status.State); return nil }); err != nil {
 			return err
 		}

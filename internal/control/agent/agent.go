@@ -23,13 +23,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/godwit-vm/godwit/internal/control/migrate"
 	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
+	"github.com/godwit-vm/godwit/internal/driver/vnet/bridge"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -52,6 +52,7 @@ type Config struct {
 	Endpoints  []string // of the store, for hosts that join
 	Peers      *peer.Dialer
 	Switch     *vnet.Client
+	Carriers   map[inventory.NetworkID]bridge.Carrier // of the bridge networks that this host is to have
 	CA         *peer.CA          // nil on hosts that do not hold it
 	Memory     int64             // bytes that the agent of a host without VMs is to keep below; 0: not looked after
 	Starting   func(what string) // told each step until the agent is ready; may take no time
@@ -79,13 +80,20 @@ type Agent struct {
 
 	rebooted    bool       // the host was booted since its former agent started
 	verdictOnce sync.Mutex // one correctness probe at a time
+	publishing  sync.Mutex // held over describing the host and writing that, so that no older one overtakes
 	verdict     inventory.Verdict
+
+	networksMu sync.Mutex                                    // may be taken with mu held
+	networks   map[inventory.NetworkID]inventory.NetworkSpec // all, as last read
 
 	mu       sync.Mutex
 	vms      map[inventory.VMID]*vm
 	incoming map[inventory.MigrationID]*arrival
 	before   map[inventory.MigrationID]bool // migrations that were open when this agent started
 	moves    map[string]*coming             // cold migrations that bring files here
+
+	published  inventory.HostSpec
+	announcing map[string]context.CancelFunc // by port: guests that have just arrived
 }
 
 // New opens the datastores, probes QEMU, and begins a new epoch of this host. It fails when the store cannot be reached
@@ -99,6 +107,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		spawned: make(chan func(context.Context)), ended: make(chan struct{}),
 		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
 		moves: map[string]*coming{},
+		networks: map[inventory.NetworkID]inventory.NetworkSpec{}, announcing: map[string]context.CancelFunc{},
 	}
 	for _, m := range c.Datastores {
 		ds, err := datastore.Open(m.Path)
@@ -156,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	})
 	loops.Go(func() error { return a.followNetworks(ctx) })
+	loops.Go(func() error { return a.followLinks(ctx) })
 	loops.Go(func() error { return a.followMigrations(ctx) })
 	loops.Go(func() error { return a.followHosts(ctx) })
 	loops.Go(func() error { return a.followVMs(ctx) })
@@ -300,5 +310,3 @@ func (a *Agent) file(f inventory.File) (string, error) {
 	}
 	return ds.Resolve(f.Path)
 }
-
-var _ migrate.Ports = (*vnet.Client)(nil)

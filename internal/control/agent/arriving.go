@@ -80,6 +80,9 @@ func (a *Agent) receive(ctx context.Context, r migrate.PrepareRequest) (*migrate
 	v := a.begin(ctx, r.VM, func(v *vm) {
 		target = migrate.NewTarget(v.targetConfig(r.Migration, r.Source))
 		v.target = target
+		for _, n := range r.VM.Spec.NICs {
+			v.addresses[n.MAC] = guestAddresses(r.VM, n)
+		}
 		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
 		a.incoming[r.Migration] = &arrival{target: target, source: r.Source}
 	})
@@ -94,7 +97,7 @@ func (a *Agent) receive(ctx context.Context, r migrate.PrepareRequest) (*migrate
 func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) migrate.TargetConfig {
 	a := v.agent
 	return migrate.TargetConfig{
-		Migration: id, VM: v.stored, Source: source, Ports: v.portIDs(), Switch: a.Switch, Records: records{a},
+		Migration: id, VM: v.stored, Source: source, Ports: v.portIDs(), Switch: ports{a}, Records: records{a},
 		Journal: a.journal(v.id), Authority: a.authority,
 		Start: func(ctx context.Context) (*qemu.Process, error) {
 			if err := a.lock(v.stored, v.stored.Run.Generation+1); err != nil {

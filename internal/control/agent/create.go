@@ -66,6 +66,9 @@ func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err
 	if err := a.haveNetworks(ctx, spec); err != nil {
 		return vm, err
 	}
+	if err := a.freeMACs(ctx, want, &spec); err != nil {
+		return vm, err
+	}
 	// What only a start needs, such as free memory, is asked then; the rest of the list would never come true.
 	free := self
 	free.Status.MemoryFree = self.Spec.Memory
@@ -95,7 +98,7 @@ func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err
 		Run:    inventory.VMRun{Owner: a.Host(), Wanted: inventory.PowerOff},
 		Status: inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()},
 	}
-	if err := a.writer.CreateVM(ctx, vm); err != nil {
+	if err := a.record(ctx, want, &vm); err != nil {
 		return vm, err
 	}
 	a.begin(ctx, vm, nil)
@@ -206,6 +209,7 @@ func (a *Agent) haveNetworks(ctx context.Context, spec inventory.VMSpec) error {
 	if err != nil {
 		return err
 	}
+	a.remember(networks)
 	var bad []string
 	for _, n := range spec.NICs {
 		if !slices.ContainsFunc(networks, func(k inventory.Network) bool { return k.ID == n.Network }) {

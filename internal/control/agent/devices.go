@@ -407,8 +407,8 @@ func (v *vm) addNIC(ctx context.Context, nic inventory.NIC) error {
 	if err != nil {
 		return err
 	}
-	if nic.MAC == "" {
-		nic.MAC = inventory.NewMAC()
+	if err := a.freeMAC(ctx, &nic); err != nil {
+		return err
 	}
 	planned := v.stored.Spec
 	planned.NICs = append(slices.Clone(planned.NICs), nic)
@@ -439,16 +439,16 @@ func (v *vm) addNIC(ctx context.Context, nic inventory.NIC) error {
 	return nil
 }
 
-// plugNIC makes a card's switch port and plugs the card in; the port goes again when that fails.
+// plugNIC makes a card's port and plugs the card in; the port goes again when that fails.
 func (v *vm) plugNIC(ctx context.Context, nic inventory.NIC) error {
-	port := v.portOf(nic)
-	if err := v.agent.Switch.AddPort(ctx, port); err != nil {
+	outlet, err := v.outlet(ctx, nic)
+	if err != nil {
 		return err
 	}
-	if err := v.process.PlugNIC(ctx, nic, port.Socket, v.agent.abilities); err != nil {
+	if err := v.process.PlugNIC(ctx, nic, outlet, v.agent.abilities); err != nil {
 		undo, done := undoing(ctx)
 		defer done()
-		return errors.Join(err, v.agent.Switch.RemovePort(undo, port.ID))
+		return errors.Join(err, v.agent.removePort(undo, v.portID(nic)))
 	}
 	return nil
 }
@@ -475,8 +475,8 @@ func (v *vm) removeNIC(ctx context.Context, name string) error {
 // dropNIC takes a card that QEMU does not have any more out of switch and spec.
 func (v *vm) dropNIC(ctx context.Context, nic inventory.NIC) error {
 	if v.process != nil {
-		if err := v.agent.Switch.RemovePort(ctx, v.portOf(nic).ID); err != nil {
-			v.log.LogAttrs(ctx, slog.LevelWarn, "switch port not removed", slog.Any("err", err))
+		if err := v.agent.removePort(ctx, v.portID(nic)); err != nil {
+			v.log.LogAttrs(ctx, slog.LevelWarn, "port not removed", slog.Any("err", err))
 		}
 	}
 	return v.forgetDevice(ctx, nic.Name)

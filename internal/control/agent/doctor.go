@@ -19,7 +19,7 @@ type Check = doctor.Check
 
 // Doctor examines this host, running the probes that have no cached result. What needs no agent is examined by control/doctor.
 func (a *Agent) Doctor(ctx context.Context) []Check {
-	checks := []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), doctor.UEFI(), a.checkUser(), a.checkCgroup(), a.checkSwitch(ctx)}
+	checks := []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), doctor.UEFI(), a.checkUser(), a.checkCgroup(), a.checkSwitch(ctx), a.checkBridges(ctx)}
 	checks = append(checks, doctor.Certificate(a.Identity.Expires(), time.Now()))
 	checks = append(checks, a.checkOthers(ctx)...)
 	return append(checks, doctor.Machine(ctx, a.examined())...)

@@ -60,8 +60,12 @@ func (a *Agent) followNetworks(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		a.keepBridges(ctx, append([]inventory.Network{}, all...))
 		specs := make([]vnet.NetworkSpec, 0, len(all))
 		for _, n := range all {
+			if n.Spec.IsBridge() {
+				continue // the switch has no part in it
+			}
 			spec := vnet.NetworkSpec{ID: n.ID}
 			if n.Spec.Gateway == a.Host() && n.Spec.Subnet != "" {
 				spec.Gateway = &vnet.GatewaySpec{Subnet: n.Spec.Subnet, Forwards: n.Spec.Forwards}
@@ -173,9 +177,4 @@ func (a *Agent) CreateNetwork(ctx context.Context, n inventory.Network) (invento
 		}
 	}
 	return n, a.writer.CreateNetwork(ctx, n)
-}
-
-// Networks returns all segments.
-func (a *Agent) Networks(ctx context.Context) ([]inventory.Network, error) {
-	return a.Store.Networks(ctx)
 }

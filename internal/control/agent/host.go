@@ -119,20 +119,25 @@ func (a *Agent) describe(ctx context.Context) (inventory.Host, error) {
 	if err != nil {
 		return h, err
 	}
-	for _, n := range networks {
-		h.Spec.Networks = append(h.Spec.Networks, n.ID)
-	}
+	h.Spec.Networks, h.Spec.Missing = a.bridges(networks)
 	return h, nil
 }
 
 // publish stores what this host says of itself.
 func (a *Agent) publish(ctx context.Context) error {
+	a.publishing.Lock()
+	defer a.publishing.Unlock()
 	h, err := a.describe(ctx)
 	if err != nil {
 		return err
 	}
-	h.Spec.Networks = nil // NetworkAll says it, and the list would age
-	return a.writer.PutHostSpec(ctx, h.Spec)
+	if err := a.writer.PutHostSpec(ctx, h.Spec); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.published = h.Spec
+	a.mu.Unlock()
+	return nil
 }
 
 func (a *Agent) status() inventory.HostStatus {
@@ -203,6 +208,7 @@ func checkNetwork(n inventory.Network) error {
 	if err := inventory.CheckName("network", string(n.ID)); err != nil {
 		bad = append(bad, err.Error())
 	}
+	bad = append(bad, driverProblems(n.Spec)...)
 	prefix, err := netip.ParsePrefix(n.Spec.Subnet)
 	switch {
 	case n.Spec.Subnet == "" && n.Spec.Gateway == "" && len(n.Spec.Forwards) == 0:

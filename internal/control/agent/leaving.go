@@ -134,7 +134,7 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 		if err := journal.Remove(a.journal(v.id).path); err != nil { // of finished migrations
 			return err
 		}
-		fresh.Status = v.stored.Status
+		fresh.Status = v.snapshot() // with the addresses that the guest is known by
 		s := migrate.NewSource(v.sourceConfig(m, fresh, target))
 		v.depart(ctx, s, s.Run)
 		return nil
@@ -145,7 +145,7 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 func (v *vm) sourceConfig(m inventory.Migration, stored inventory.VM, target inventory.Host) migrate.SourceConfig {
 	a := v.agent
 	return migrate.SourceConfig{
-		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Cards: v.cards(), Switch: a.Switch,
+		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Switch: ports{a},
 		Records: records{a}, Far: far{a, target}, Journal: a.journal(v.id), Authority: a.authority,
 		Free: func(context.Context) error {
 			if v.process == nil {

@@ -215,17 +215,19 @@ func (v *vm) start(ctx context.Context) (err error) {
 func (a *Agent) startQEMU(ctx context.Context, v *vm, incoming bool) (*qemu.Process, error) {
 	ctx, done := context.WithTimeout(ctx, startMax)
 	defer done()
-	ports := map[string]string{}
-	for i, p := range v.ports() {
-		ports[v.stored.Spec.NICs[i].Name] = p.Socket
+	plug, err := v.plugIn(v.stored.Spec.NICs, incoming)
+	if err != nil {
+		return nil, err
 	}
+	defer plug.close()
 	firmware, err := a.firmware(v.stored.Spec)
 	if err != nil {
 		return nil, err
 	}
 	return qemu.Start(ctx, qemu.Config{
 		Spec: v.stored.Spec, User: a.User, Cgroup: path.Join(a.Cgroup, string(a.Host()), string(v.id)),
-		Env: qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Firmware: firmware, Ports: ports},
+		Env: qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Firmware: firmware, Ports: plug.sockets, Taps: plug.taps},
+		Files: plug.files,
 	})
 }
 

@@ -3,8 +3,8 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -12,7 +12,6 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/migrate"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
-	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -50,13 +49,15 @@ type vm struct {
 	guest   *guestAgent     // nil for a VM without a port for one
 	source  *migrate.Source // while it migrates away
 	target  *migrate.Target // while it arrives
+
+	addresses map[string][]netip.Addr // by MAC, as the source knew them; of a VM that arrived
 }
 
 func newVM(a *Agent, stored inventory.VM) *vm {
 	return &vm{
 		agent: a, id: stored.ID, log: a.Log.With(slog.String("vm", string(stored.ID))), stored: stored,
 		calls: make(chan func(context.Context), vmCallsMax), moved: make(chan migrate.Outcome, 1), over: make(chan struct{}),
-		changed: make(chan struct{}), sockets: func() {}, let: map[string]bool{},
+		changed: make(chan struct{}), sockets: func() {}, let: map[string]bool{}, addresses: map[string][]netip.Addr{},
 	}
 }
 
@@ -316,54 +317,6 @@ func (v *vm) cleanUp(ctx context.Context) {
 		}
 	}
 	v.removePorts(ctx)
-}
-
-func (v *vm) removePorts(ctx context.Context) {
-	for _, port := range v.ports() {
-		if err := v.agent.Switch.RemovePort(ctx, port.ID); err != nil {
-			v.log.LogAttrs(ctx, slog.LevelWarn, "switch port not removed", slog.Any("err", err))
-		}
-	}
-}
-
-// ports describes the switch ports of the VM's NICs on this host.
-func (v *vm) ports() []vnet.PortSpec {
-	specs := make([]vnet.PortSpec, 0, len(v.stored.Spec.NICs))
-	for _, n := range v.stored.Spec.NICs {
-		specs = append(specs, v.portOf(n))
-	}
-	return specs
-}
-
-// portOf describes the switch port of a NIC. Its number stays the NIC's when others come and go.
-func (v *vm) portOf(n inventory.NIC) vnet.PortSpec {
-	id := string(v.id) + "-" + strconv.Itoa(n.Number())
-	spec := vnet.PortSpec{
-		ID: id, Network: n.Network, MAC: n.MAC, Guard: true,
-		Socket: filepath.Join(v.agent.RunDir, "ports", id+".sock"),
-	}
-	if v.agent.User != nil {
-		spec.Owner = int(v.agent.User.UID)
-	}
-	return spec
-}
-
-// cards lists the numbers of the VM's NICs, in the order of portIDs.
-func (v *vm) cards() []int {
-	var numbers []int
-	for _, n := range v.stored.Spec.NICs {
-		numbers = append(numbers, n.Number())
-	}
-	return numbers
-}
-
-// portIDs lists the ids of the VM's switch ports.
-func (v *vm) portIDs() []string {
-	var ids []string
-	for _, p := range v.ports() {
-		ids = append(ids, p.ID)
-	}
-	return ids
 }
 
 // vmOfPort returns whose port it is, from the id that ports gave it, "" for one that is no VM's.

@@ -22,6 +22,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
@@ -58,7 +59,16 @@ type Far interface {
 	Stream(ctx context.Context, id inventory.MigrationID) (net.Conn, error)
 }
 
-// Ports is the switch as both ends see it; *vnet.Client is one.
+// Port is where a NIC meets its network on one host.
+type Port struct {
+	ID  string // as Ports knows it
+	NIC int    // inventory.NIC.Number
+}
+
+// ErrNotCounted is what Ports says of a port whose frames nobody counts: those that a stopped guest did not get are lost.
+var ErrNotCounted = errors.New("frames of this port are not counted")
+
+// Ports is what carries the VM's networks, as both ends see it; *vnet.Client is one.
 type Ports interface {
 	Hold(ctx context.Context, port string, drain time.Duration) error
 	Unhold(ctx context.Context, port string) error

@@ -38,8 +38,7 @@ type SourceConfig struct {
 	VM        inventory.VM
 	Epoch     uint64
 	Process   *qemu.Process // nil only when a restart found none
-	Ports     []string      // switch ports of the VM's NICs
-	Cards     []int         // numbers of those NICs, in the order of Ports
+	Ports     []Port
 	Switch    Ports
 	Records   Records
 	Far       Far

@@ -78,7 +78,7 @@ func (s *Source) kill(ctx context.Context) {
 func (s *Source) continueSwitchover(ctx context.Context) handover.SourceEvent {
 	for i, port := range s.Ports {
 		again := s.unseen(ctx, i, port)
-		if err := s.Switch.Forward(ctx, port, s.Migration.Spec.Target, s.Migration.ID, again); err != nil {
+		if err := s.Switch.Forward(ctx, port.ID, s.Migration.Spec.Target, s.Migration.ID, again); err != nil {
 			return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
 		}
 	}

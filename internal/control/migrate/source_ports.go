@@ -79,21 +79,24 @@ func (s *Source) trackPorts(ctx context.Context) {
 	rings := make([]ring, len(s.Ports))
 	for i, port := range s.Ports {
 		err := func() error {
-			filter, err := conn.RxFilter(ctx, qemu.NICDevice(s.Cards[i]))
+			filter, err := conn.RxFilter(ctx, qemu.NICDevice(port.NIC))
 			if err != nil {
 				return err
 			}
 			within, done := context.WithTimeout(ctx, drainMax)
 			defer done()
-			err = s.Switch.Track(within, port, vnet.Filter(filter))
+			err = s.Switch.Track(within, port.ID, vnet.Filter(filter))
+			if errors.Is(err, ErrNotCounted) {
+				return nil
+			}
 			if err == nil {
-				rings[i].used, err = conn.QueueUsed(ctx, qemu.NICBackend(s.Cards[i]), 0)
+				rings[i].used, err = conn.QueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
 			}
 			rings[i].known = err == nil
-			return errors.Join(err, s.Switch.Unhold(ctx, port))
+			return errors.Join(err, s.Switch.Unhold(ctx, port.ID))
 		}()
 		if err != nil {
-			s.Log.LogAttrs(ctx, slog.LevelWarn, "port not tracked", slog.String("port", port), slog.Any("err", err))
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "port not tracked", slog.String("port", port.ID), slog.Any("err", err))
 		}
 	}
 	s.ports.Lock()
@@ -103,17 +106,17 @@ func (s *Source) trackPorts(ctx context.Context) {
 
 // unseen returns how many of the frames that were last written to a card's QEMU never reached the guest: those that QEMU
 // read once the vCPUs stood. The ports must be held and the guest stopped.
-func (s *Source) unseen(ctx context.Context, i int, port string) int {
+func (s *Source) unseen(ctx context.Context, i int, port Port) int {
 	s.ports.Lock()
 	defer s.ports.Unlock()
 	if i >= len(s.rings) || !s.rings[i].known {
 		return 0
 	}
-	written, err := s.Switch.Tracked(ctx, port)
+	written, err := s.Switch.Tracked(ctx, port.ID)
 	if err != nil {
 		return 0 // the switch was restarted, and what it had in hand is gone
 	}
-	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(s.Cards[i]), 0)
+	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
 	if err != nil {
 		return 0
 	}
@@ -123,7 +126,7 @@ func (s *Source) unseen(ctx context.Context, i int, port string) int {
 	if missing <= 0 || missing > unseenMax {
 		return 0
 	}
-	s.Log.LogAttrs(ctx, slog.LevelInfo, "frames did not reach the stopped guest", slog.String("port", port), slog.Int("frames", missing))
+	s.Log.LogAttrs(ctx, slog.LevelInfo, "frames did not reach the stopped guest", slog.String("port", port.ID), slog.Int("frames", missing))
 	return missing
 }
 
@@ -146,10 +149,10 @@ func (s *Source) holdPorts(ctx context.Context, stopped bool) {
 			drain = time.Millisecond // QEMU reads no more; the frames that it left are found by unseen
 		}
 		within, done := context.WithTimeout(ctx, holdMax)
-		err := s.Switch.Hold(within, port, drain)
+		err := s.Switch.Hold(within, port.ID, drain)
 		done()
 		if err != nil {
-			s.Log.LogAttrs(ctx, slog.LevelDebug, "port held with frames unread", slog.String("port", port), slog.Any("err", err))
+			s.Log.LogAttrs(ctx, slog.LevelDebug, "port held with frames unread", slog.String("port", port.ID), slog.Any("err", err))
 		}
 	}
 	if stopped {
@@ -166,8 +169,8 @@ func (s *Source) unholdPorts(ctx context.Context) {
 	}
 	s.held = false
 	for _, port := range s.Ports {
-		if err := s.Switch.Unhold(ctx, port); err != nil {
-			s.Log.LogAttrs(ctx, slog.LevelWarn, "port stays held", slog.String("port", port), slog.Any("err", err))
+		if err := s.Switch.Unhold(ctx, port.ID); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "port stays held", slog.String("port", port.ID), slog.Any("err", err))
 		}
 	}
 }
@@ -180,8 +183,8 @@ func (s *Source) reopenPorts(ctx context.Context) {
 	defer s.ports.Unlock()
 	s.held, s.vcpusOff = false, false
 	for _, port := range s.Ports {
-		if err := s.Switch.Abort(undo, port, s.Migration.ID); err != nil {
-			s.Log.LogAttrs(ctx, slog.LevelError, "switch port not reopened", slog.String("port", port), slog.Any("err", err))
+		if err := s.Switch.Abort(undo, port.ID, s.Migration.ID); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelError, "switch port not reopened", slog.String("port", port.ID), slog.Any("err", err))
 		}
 	}
 }
@@ -189,8 +192,8 @@ func (s *Source) reopenPorts(ctx context.Context) {
 // commitPorts lets go of the frames kept for the own guest: it runs at the target.
 func (s *Source) commitPorts(ctx context.Context) {
 	for _, port := range s.Ports {
-		if err := s.Switch.Commit(ctx, port, s.Migration.ID); err != nil {
-			s.Log.LogAttrs(ctx, slog.LevelWarn, "switch port not committed", slog.String("port", port), slog.Any("err", err))
+		if err := s.Switch.Commit(ctx, port.ID, s.Migration.ID); err != nil {
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "switch port not committed", slog.String("port", port.ID), slog.Any("err", err))
 		}
 	}
 }

@@ -24,7 +24,7 @@ type TargetConfig struct {
 	Migration inventory.MigrationID
 	VM        inventory.VM
 	Source    inventory.HostID
-	Ports     []string
+	Ports     []Port
 	Switch    Ports
 	Records   Records
 	Journal   Journal

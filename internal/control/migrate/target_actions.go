@@ -110,8 +110,8 @@ func (t *Target) do(ctx context.Context, a handover.TargetAction) handover.Targe
 		}
 	case handover.FreeTarget:
 		for _, port := range t.Ports {
-			if err := t.Switch.Discard(undo, port, t.Migration); err != nil {
-				t.Log.LogAttrs(ctx, slog.LevelWarn, "reserved port not removed", slog.String("port", port), slog.Any("err", err))
+			if err := t.Switch.Discard(undo, port.ID, t.Migration); err != nil {
+				t.Log.LogAttrs(ctx, slog.LevelWarn, "reserved port not removed", slog.String("port", port.ID), slog.Any("err", err))
 			}
 		}
 		if err := t.Free(undo); err != nil {
@@ -119,8 +119,8 @@ func (t *Target) do(ctx context.Context, a handover.TargetAction) handover.Targe
 		}
 	case handover.OpenPort:
 		for _, port := range t.Ports {
-			if err := t.Switch.Open(undo, port, t.Migration); err != nil {
-				t.Log.LogAttrs(ctx, slog.LevelError, "switch port not opened", slog.String("port", port), slog.Any("err", err))
+			if err := t.Switch.Open(undo, port.ID, t.Migration); err != nil {
+				t.Log.LogAttrs(ctx, slog.LevelError, "switch port not opened", slog.String("port", port.ID), slog.Any("err", err))
 			}
 		}
 	case handover.WriteOwner:

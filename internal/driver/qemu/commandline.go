@@ -45,8 +45,17 @@ type Env struct {
 	Firmware Firmware
 	// Ports holds, by NIC name, the path of the unix socket of the NIC's switch port. The socket must let QEMU's user connect.
 	Ports map[string]string
+	// Taps holds, by NIC name, the taps of the NICs that are on a Linux bridge; those have no entry in Ports.
+	Taps map[string]Tap
 
 	monitorFD int // listening socket that QEMU inherits; 0: QEMU makes the socket itself
+}
+
+// Tap is a NIC's tap as QEMU has it: open files that it inherits (Config.Files), by their numbers there.
+type Tap struct {
+	FD      int
+	VhostFD int // of /dev/vhost-net; 0: QEMU carries the frames itself
+	MTU     int // that the guest is told; 0: its own default. It is a part of the machine: the same on source and target
 }
 
 // Firmware is a build of UEFI firmware (OVMF): its code, which all VMs share, and the template of a VM's own variables.
@@ -118,6 +127,12 @@ func checkSpec(spec inventory.VMSpec, env Env) error {
 	for _, n := range spec.NICs {
 		if n.Number() < 0 || n.Number() >= inventory.NICsMax+inventory.HotPortsMax {
 			bad = append(bad, fmt.Sprintf("nic name %q has no number that a slot could be given to", n.Name))
+		}
+		if tap, ok := env.Taps[n.Name]; ok {
+			if tap.FD < FirstFile || tap.VhostFD != 0 && tap.VhostFD < FirstFile {
+				bad = append(bad, fmt.Sprintf("nic %s: a tap's descriptors begin at %d", n.Name, FirstFile))
+			}
+			continue
 		}
 		path := env.Ports[n.Name]
 		if path == "" {
@@ -359,16 +374,27 @@ func NICBackend(number int) string {
 	return fmt.Sprintf("/machine/peripheral/nic%d/virtio-backend", number)
 }
 
-// nics connects every card to its switch port. romfile= leaves the network boot ROM out: it would have to be the same file on both sides.
+// nics connects every card to its switch port or tap. romfile= leaves the network boot ROM out: it would have to be the same file on both sides.
 func (c *commandLine) nics() error {
 	reconnect := ""
 	if c.env.Abilities.Has(FeatureReconnect) {
 		reconnect = fmt.Sprintf(",reconnect-ms=%d", ReconnectMS)
 	}
 	for _, n := range c.spec.NICs {
-		i := n.Number()
-		c.addf("-netdev", "stream,id=net%d,server=off,addr.type=unix,addr.path=%s%s", i, escape(c.env.Ports[n.Name]), reconnect)
-		c.addf("-device", "virtio-net-pci,id=%s,%s,netdev=net%d,mac=%s,romfile=", NICDevice(i), where(n.Port, slotNIC+i), i, n.MAC)
+		i, mtu := n.Number(), ""
+		if tap, ok := c.env.Taps[n.Name]; ok {
+			vhost := ""
+			if tap.VhostFD > 0 {
+				vhost = fmt.Sprintf(",vhost=on,vhostfd=%d", tap.VhostFD)
+			}
+			c.addf("-netdev", "tap,id=%s,fd=%d%s", nicNetdev(n), tap.FD, vhost)
+			if tap.MTU > 0 {
+				mtu = fmt.Sprintf(",host_mtu=%d", tap.MTU)
+			}
+		} else {
+			c.addf("-netdev", "stream,id=%s,server=off,addr.type=unix,addr.path=%s%s", nicNetdev(n), escape(c.env.Ports[n.Name]), reconnect)
+		}
+		c.addf("-device", "virtio-net-pci,id=%s,%s,netdev=%s,mac=%s,romfile=%s", NICDevice(i), where(n.Port, slotNIC+i), nicNetdev(n), n.MAC, mtu)
 	}
 	return nil
 }

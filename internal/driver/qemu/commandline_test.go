@@ -74,6 +74,13 @@ func TestCommandLinesAreAsReviewed(t *testing.T) {
 	uefi.Boot = inventory.Boot{UEFI: true, Vars: inventory.File{Datastore: "ds-1", Path: "web-1-vars.fd"}}
 	flash := env(modern(qemu.KVM))
 	flash.Firmware = qemu.Firmware{Code: "/usr/share/OVMF/OVMF_CODE_4M.fd", Vars: "/usr/share/OVMF/OVMF_VARS_4M.fd"}
+	bridged := env(modern(qemu.KVM)) // nic0 on the user-space switch, nic1 on a bridge with vhost-net; bridgedTCG has a bare one
+	delete(bridged.Ports, "nic1")
+	bridged.Taps = map[string]qemu.Tap{"nic1": {FD: 4, VhostFD: 5, MTU: 9000}}
+	bridgedTCG := env(modern(qemu.TCG))
+	bridgedTCG.Ports = nil
+	bridgedTCG.Taps = map[string]qemu.Tap{"nic0": {FD: 4}, "nic1": {FD: 5}}
+	bridgedTCG.Incoming = true
 	for name, c := range map[string]struct {
 		spec inventory.VMSpec
 		env  qemu.Env
@@ -85,6 +92,8 @@ func TestCommandLinesAreAsReviewed(t *testing.T) {
 		"firmware-tcg":  {firmware, env(modern(qemu.TCG))},
 		"kernel-target": {web(), incoming},
 		"kernel-old":    {web(), env(old(qemu.TCG))},
+		"bridge-vhost":  {web(), bridged},
+		"bridge-target": {web(), bridgedTCG},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args, err := qemu.CommandLine(c.spec, c.env)

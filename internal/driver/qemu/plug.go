@@ -48,10 +48,25 @@ func diskDevice(spec inventory.VMSpec, index int) map[string]any {
 	return options
 }
 
-// nicBackend returns the options of a card's connection to its switch port.
-func nicBackend(n inventory.NIC, socket string, a Abilities) map[string]any {
+// NICPlug is what a card is plugged into: a port of the switch, or a tap.
+type NICPlug struct {
+	Socket string // of the switch port; empty for a tap
+	// Tap makes the tap and returns its file, and one of vhost-net or nil. QEMU gets duplicates and the files are closed.
+	Tap func() (tap, vhost *os.File, err error)
+	MTU int // as Tap.MTU
+}
+
+// nicBackend returns the options of a card's connection to its network. Those of a tap name the files that QEMU has got.
+func nicBackend(n inventory.NIC, to NICPlug, vhost bool, a Abilities) map[string]any {
+	if to.Tap != nil {
+		options := map[string]any{"type": "tap", "id": nicNetdev(n), "fd": fdName(n)}
+		if vhost {
+			options["vhost"], options["vhostfd"] = true, vhostName(n)
+		}
+		return options
+	}
 	options := map[string]any{
-		"type": "stream", "id": nicNetdev(n), "server": false, "addr": map[string]any{"type": "unix", "path": socket},
+		"type": "stream", "id": nicNetdev(n), "server": false, "addr": map[string]any{"type": "unix", "path": to.Socket},
 	}
 	if a.Has(FeatureReconnect) {
 		options["reconnect-ms"] = ReconnectMS
@@ -60,13 +75,19 @@ func nicBackend(n inventory.NIC, socket string, a Abilities) map[string]any {
 }
 
 func nicNetdev(n inventory.NIC) string { return fmt.Sprintf("net%d", n.Number()) }
+func fdName(n inventory.NIC) string    { return nicNetdev(n) + "-tap" }
+func vhostName(n inventory.NIC) string { return nicNetdev(n) + "-vhost" }
 
 // nicDevice returns the options of a card in a hot-plug port.
-func nicDevice(n inventory.NIC) map[string]any {
-	return map[string]any{
+func nicDevice(n inventory.NIC, mtu int) map[string]any {
+	options := map[string]any{
 		"driver": "virtio-net-pci", "id": NICDevice(n.Number()), "bus": hotPort(n.Port), "addr": "0x0", "netdev": nicNetdev(n),
 		"mac": n.MAC, "romfile": "",
 	}
+	if mtu > 0 {
+		options["host_mtu"] = mtu
+	}
+	return options
 }
 
 // PlugDisk gives a running VM the disk of its spec at index, in the hot-plug port that the spec says. The image is made the VM's
@@ -106,8 +127,8 @@ func (p *Process) PlugDisk(ctx context.Context, spec inventory.VMSpec, index int
 	return conn.DeviceAdd(ctx, diskDevice(spec, index))
 }
 
-// PlugNIC gives a running VM the card, connected to the switch port's socket, as PlugDisk gives it a disk.
-func (p *Process) PlugNIC(ctx context.Context, n inventory.NIC, socket string, a Abilities) (err error) {
+// PlugNIC gives a running VM the card, connected to what it is to be plugged into, as PlugDisk gives it a disk.
+func (p *Process) PlugNIC(ctx context.Context, n inventory.NIC, to NICPlug, a Abilities) (err error) {
 	conn := p.QMP()
 	defer func() { err = fault.Wrap("plug in", n.Name, err) }()
 	have, err := p.Plugged(ctx)
@@ -117,15 +138,46 @@ func (p *Process) PlugNIC(ctx context.Context, n inventory.NIC, socket string, a
 	// A backend cannot be looked for by name. One that a former try left is of no use to anybody, and that there mostly is
 	// none is the error of this call.
 	_ = conn.NetdevDel(ctx, nicNetdev(n))
-	if err := conn.NetdevAdd(ctx, nicBackend(n, socket, a)); err != nil {
+	if err := p.addBackend(ctx, n, to, a); err != nil {
 		return err
 	}
-	if err := conn.DeviceAdd(ctx, nicDevice(n)); err != nil {
+	if err := conn.DeviceAdd(ctx, nicDevice(n, to.MTU)); err != nil {
 		undo, done := context.WithTimeout(context.WithoutCancel(ctx), plugUndo)
 		defer done()
 		return errors.Join(err, conn.NetdevDel(undo, nicNetdev(n)))
 	}
 	return nil
+}
+
+// addBackend connects QEMU to the card's network.
+func (p *Process) addBackend(ctx context.Context, n inventory.NIC, to NICPlug, a Abilities) error {
+	conn := p.QMP()
+	if to.Tap == nil {
+		return conn.NetdevAdd(ctx, nicBackend(n, to, false, a))
+	}
+	tap, vhost, err := to.Tap()
+	if err != nil {
+		return err
+	}
+	err = conn.GetFD(ctx, fdName(n), tap)
+	if vhost != nil {
+		if err == nil {
+			err = conn.GetFD(ctx, vhostName(n), vhost)
+		}
+		_ = vhost.Close() // nothing was written to either
+	}
+	_ = tap.Close()
+	if err == nil {
+		err = conn.NetdevAdd(ctx, nicBackend(n, to, vhost != nil, a))
+	}
+	if err != nil { // a tap lives as long as somebody has it; that QEMU may not have it is the error of these calls
+		undo, done := context.WithTimeout(context.WithoutCancel(ctx), plugUndo)
+		defer done()
+		for _, name := range []string{fdName(n), vhostName(n)} {
+			_ = conn.Do(undo, "closefd", map[string]any{"fdname": name}, nil)
+		}
+	}
+	return err
 }
 
 // Bounds of plugging.

@@ -83,8 +83,8 @@ func TestWhatIsPluggedInIsWhatTheCommandLineSays(t *testing.T) {
 				{file, "-blockdev", "node-name", "disk7-file"},
 				{top, "-blockdev", "node-name", "disk7"},
 				{diskDevice(spec, 1), "-device", "id", "vd7"},
-				{nicBackend(spec.NICs[0], "/run/nic2.sock", env.Abilities), "-netdev", "id", "net2"},
-				{nicDevice(spec.NICs[0]), "-device", "id", "nic2"},
+				{nicBackend(spec.NICs[0], NICPlug{Socket: "/run/nic2.sock"}, false, env.Abilities), "-netdev", "id", "net2"},
+				{nicDevice(spec.NICs[0], 0), "-device", "id", "nic2"},
 			} {
 				if got, want := flat(c.plugged, ""), said(t, args, c.option, c.key, c.value); !maps.Equal(got, want) {
 					t.Errorf("kernel %q, features %v: %s=%s is plugged in as\n%v, and the command line says\n%v", kernel, features, c.key, c.value, got, want)

@@ -24,10 +24,15 @@ type Config struct {
 	User *User // unprivileged user, only possible as root; nil: whoever we are
 	// Cgroup is the path of the VM's own cgroup below the cgroup v2 mount, like "godwit/host-1/vm-abc"; "": none.
 	Cgroup string
+	// Files are inherited by QEMU as descriptors from FirstFile on, in this order. They stay the caller's to close.
+	Files []*os.File
 }
 
 // monitorFD is the number that QEMU knows its inherited monitor socket by: the first after stdin, stdout and stderr.
 const monitorFD = 3
+
+// FirstFile is the number that QEMU knows the first of Config.Files by.
+const FirstFile = monitorFD + 1
 
 // Start starts the VM's QEMU with stopped vCPUs and returns when its monitor answers. The caller then says cont, or
 // migrate-incoming. On an error nothing is left behind: no process, no run directory, no cgroup.
@@ -57,7 +62,7 @@ func Start(ctx context.Context, cfg Config) (_ *Process, err error) {
 			err = errors.Join(err, p.undo(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := p.exec(ctx, args); err != nil {
+	if err := p.exec(ctx, args, cfg.Files); err != nil {
 		return nil, err
 	}
 	conn, err := p.dial(ctx)
@@ -142,7 +147,7 @@ func ownVars(cfg Config) error {
 
 // exec starts QEMU and records it. The monitor socket is made here and inherited: a connection waits in its queue until QEMU
 // is ready, so nobody has to poll for it, and one to a QEMU that ended fails at once.
-func (p *Process) exec(ctx context.Context, args []string) error {
+func (p *Process) exec(ctx context.Context, args []string, files []*os.File) error {
 	socket, err := listenFile(p.dir.Monitor(), p.user)
 	if err != nil {
 		return err
@@ -153,7 +158,7 @@ func (p *Process) exec(ctx context.Context, args []string) error {
 		return fault.New(fault.Internal, "%w", err)
 	}
 	defer func() { _ = log.Close() }() // only QEMU writes to it
-	cmd, err := p.spawn(ctx, args, socket, log)
+	cmd, err := p.spawn(ctx, args, append([]*os.File{socket}, files...), log)
 	if err != nil {
 		return err
 	}
@@ -174,14 +179,14 @@ func (p *Process) exec(ctx context.Context, args []string) error {
 
 // spawn executes QEMU in a session of its own, so that no terminal and no signal to our group reaches it, as the
 // unprivileged user and, where there is one, in its cgroup from the first instruction.
-func (p *Process) spawn(ctx context.Context, args []string, socket, log *os.File) (*exec.Cmd, error) {
+func (p *Process) spawn(ctx context.Context, args []string, files []*os.File, log *os.File) (*exec.Cmd, error) {
 	for {
 		// QEMU outlives whoever asked for it, so ctx's end must not kill it.
 		cmd := exec.CommandContext(context.WithoutCancel(ctx), p.record.Binary, args...)
 		cmd.Dir = "/"
 		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 		cmd.Stdout, cmd.Stderr = log, log
-		cmd.ExtraFiles = []*os.File{socket}
+		cmd.ExtraFiles = files
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: p.user.credential()}
 		err := startIn(cmd, p.record.Cgroup)
 		switch {

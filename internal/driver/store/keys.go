@@ -17,6 +17,7 @@ const (
 	rootNetwork   = rootKey + "network/"
 	rootMigration = rootKey + "migration/"
 	rootToken     = rootKey + "token/"
+	rootMAC       = rootKey + "mac/"
 )
 
 // The parts of objects.
@@ -32,6 +33,7 @@ func keyVM(id inventory.VMID, part string) string     { return rootVM + string(i
 func keyVMName(name string) string                    { return rootVMName + name }
 func keyHost(id inventory.HostID, part string) string { return rootHost + string(id) + "/" + part }
 func keyNetwork(id inventory.NetworkID) string        { return rootNetwork + string(id) + "/" + partSpec }
+func keyMAC(mac string) string                        { return rootMAC + mac }
 func keyToken(id string) string                       { return rootToken + id }
 
 func keyMigration(id inventory.MigrationID, part string) string {

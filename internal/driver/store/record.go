@@ -39,7 +39,7 @@ func newCodec[T, M any, PM interface {
 	}
 }
 
-// The kinds. The two "pointer" kinds hold only an id, in a message of the type that it is an id of. The cluster's record
+// The kinds. The "pointer" kinds hold only an id, in a message of the type that it is an id of. The cluster's record
 // is a string value; a later message with more fields reads it as its field 1.
 var (
 	vmSpecs           = newCodec("vm/spec", wire.VMSpec, wire.FromVMSpec)
@@ -47,6 +47,7 @@ var (
 	vmStatuses        = newCodec("vm/status", storedVMStatus, wire.FromVMStatus)
 	vmMigrations      = newCodec("vm/migration", migrationPointer, fromMigrationPointer)
 	vmNames           = newCodec("vm-name", vmPointer, fromVMPointer)
+	macs              = newCodec("mac", vmPointer, fromVMPointer)
 	hostSpecs         = newCodec("host/spec", wire.HostSpec, wire.FromHostSpec)
 	hostStatuses      = newCodec("host/status", wire.HostStatus, wire.FromHostStatus)
 	hostEpochs        = newCodec("host/epoch", epochMessage, fromEpochMessage)
@@ -60,7 +61,7 @@ var (
 // blanks makes the empty message of a kind, for Dump.
 var blanks = map[string]func() proto.Message{
 	vmSpecs.kind: vmSpecs.blank, vmRuns.kind: vmRuns.blank, vmStatuses.kind: vmStatuses.blank,
-	vmMigrations.kind: vmMigrations.blank, vmNames.kind: vmNames.blank,
+	vmMigrations.kind: vmMigrations.blank, vmNames.kind: vmNames.blank, macs.kind: macs.blank,
 	hostSpecs.kind: hostSpecs.blank, hostStatuses.kind: hostStatuses.blank, hostEpochs.kind: hostEpochs.blank,
 	networkSpecs.kind: networkSpecs.blank, migrationSpecs.kind: migrationSpecs.blank,
 	migrationStatuses.kind: migrationStatuses.blank, tokens.kind: tokens.blank, clusters.kind: clusters.blank,

@@ -16,6 +16,7 @@
 //	/godwit/vm/ID/status                the owning agent
 //	/godwit/vm/ID/migration             id of the one migration of the VM that is not over
 //	/godwit/vm-name/NAME                id of the VM of that name
+//	/godwit/mac/ADDRESS                 id of the VM whose NIC has that MAC address
 //	/godwit/network/ID/spec             the user
 //	/godwit/migration/ID/spec           who asked
 //	/godwit/migration/ID/status         the source's agent, later the target's

@@ -106,7 +106,7 @@ func (s *Store) vmByID(ctx context.Context, id inventory.VMID) (inventory.VM, er
 }
 
 // CreateVM records a new VM: its spec, and its run record as given. A name that is taken is fault.Exists. Creating the
-// same VM (by id) again does nothing, so a call whose answer was lost may be repeated.
+// A MAC address that another VM has is ErrMACTaken. Creating the same VM (by id) again does nothing, so a call whose answer was lost may be repeated.
 func (w *Writer) CreateVM(ctx context.Context, vm inventory.VM) error {
 	if err := checkID("vm", vm.ID); err != nil {
 		return err
@@ -129,9 +129,13 @@ func (w *Writer) CreateVM(ctx context.Context, vm inventory.VM) error {
 		return fault.Wrap(op, object, err)
 	}
 	nameKey, specKey := keyVMName(vm.Spec.Name), keyVM(vm.ID, partSpec)
+	free, take, err := takeMACs(vm)
+	if err != nil {
+		return fault.Wrap(op, object, err)
+	}
 	done, err := w.commit(ctx,
-		[]clientv3.Cmp{absent(nameKey), absent(specKey)},
-		clientv3.OpPut(nameKey, name), clientv3.OpPut(specKey, spec), clientv3.OpPut(keyVM(vm.ID, partRun), run))
+		append(free, absent(nameKey), absent(specKey)),
+		append(take, clientv3.OpPut(nameKey, name), clientv3.OpPut(specKey, spec), clientv3.OpPut(keyVM(vm.ID, partRun), run))...)
 	if err != nil {
 		return fault.Wrap(op, object, err)
 	}
@@ -144,6 +148,9 @@ func (w *Writer) CreateVM(ctx context.Context, vm inventory.VM) error {
 	}
 	if revision != 0 && owner.value == vm.ID {
 		return nil
+	}
+	if revision == 0 {
+		return fault.Wrap(op, object, w.whoseMAC(ctx, vm))
 	}
 	return fault.New(fault.Exists, "create vm %s: the name is taken: choose another, or remove that one with godwit vm destroy %s", vm.Spec.Name, vm.Spec.Name)
 }
@@ -175,7 +182,7 @@ func (w *Writer) DeleteVM(ctx context.Context, id inventory.VMID, may func(inven
 		}
 		done, err := w.commit(ctx,
 			[]clientv3.Cmp{unchanged(specKey, revisions[specKey]), unchanged(runKey, revisions[runKey]), absent(migrationKey)},
-			clientv3.OpDelete(keyVM(id, ""), clientv3.WithPrefix()), clientv3.OpDelete(keyVMName(vm.Spec.Name)))
+			append(w.freeMACs(ctx, vm), clientv3.OpDelete(keyVM(id, ""), clientv3.WithPrefix()), clientv3.OpDelete(keyVMName(vm.Spec.Name)))...)
 		if err != nil {
 			return fault.Wrap("destroy", "vm "+vm.Spec.Name, err)
 		}

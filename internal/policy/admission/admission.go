@@ -244,8 +244,8 @@ func Networks(spec inventory.VMSpec, host inventory.Host) []string {
 
 func (r *reasons) networks(spec inventory.VMSpec, host inventory.Host) {
 	for _, n := range spec.NICs {
-		if !host.Spec.NetworkAll && !slices.Contains(host.Spec.Networks, n.Network) {
-			r.add("%s has no network %s, which %s needs: add it there", host.ID, n.Network, n.Name)
+		if why := host.Spec.LacksNetwork(n.Network); why != "" {
+			r.add("%s has no network %s, which %s needs: %s", host.ID, n.Network, n.Name, why)
 		}
 	}
 }

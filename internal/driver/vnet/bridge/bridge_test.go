@@ -24,6 +24,7 @@ import (
 const (
 	guestMAC = "52:54:00:0a:0b:0c"
 	lan      = inventory.NetworkID("lan")
+	owner    = "/run/godwit"
 )
 
 // ownNamespace puts the test into a network namespace of its own, which ends with it.
@@ -117,7 +118,7 @@ func twoHosts(t *testing.T) {
 
 func open(t *testing.T, vm inventory.VMID, on string) *bridge.Tap {
 	t.Helper()
-	segment, err := bridge.Ready(bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: on}})
+	segment, err := bridge.Ready(bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: on}})
 	must(t, err)
 	tap, err := bridge.Open(bridge.TapSpec{VM: vm, NIC: 0, Network: lan, MAC: guestMAC, Segment: segment})
 	must(t, err)
@@ -302,24 +303,24 @@ func TestWhyAHostLacksANetwork(t *testing.T) {
 		network bridge.Network
 		want    string
 	}{
-		{"no such bridge", bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: "br9"}}, "there is no bridge br9: make it, or name another"},
-		{"no bridge at all", bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: "eth2"}}, "eth2 is no bridge but of type veth: name a bridge, or write uplink:eth2 to have one made over it"},
-		{"bridge down", bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: "looped"}}, "bridge looped is down: ip link set looped up"},
-		{"MTU", bridge.Network{ID: lan, MTU: 9000, Carrier: bridge.Carrier{Bridge: "br0"}}, "bridge br0 has an MTU of 1500 and the network one of 9000: raise it on the bridge's ports and on br0"},
-		{"cable", bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: "unplugged"}}, "no port of bridge unplugged has a carrier (eth5): plug the cable in, or take the port up"},
-		{"no such uplink", bridge.Network{ID: lan, Carrier: bridge.Carrier{Uplink: "eth9"}}, "there is no interface eth9: name another uplink (ip link lists them)"},
-		{"uplink is a bridge", bridge.Network{ID: lan, Carrier: bridge.Carrier{Uplink: "br0"}}, "br0 is a bridge: write bridge:br0"},
-		{"the host's own address", bridge.Network{ID: lan, Carrier: bridge.Carrier{Uplink: "eth0"}}, "eth0 holds the host's own address 198.51.100.4/24, which would be cut off under a bridge: make a bridge over eth0, move the address to it, and write bridge:NAME"},
-		{"somebody's port", bridge.Network{ID: lan, Carrier: bridge.Carrier{Uplink: "eth1"}}, "eth1 is a port of br0 already: write bridge:br0"},
-		{"uplink's MTU", bridge.Network{ID: lan, MTU: 9000, Carrier: bridge.Carrier{Uplink: "eth2"}}, "eth2 has an MTU of 1500 and the network one of 9000: ip link set eth2 mtu 9000"},
-		{"name taken", bridge.Network{ID: "taken", Carrier: bridge.Carrier{Uplink: "eth2"}}, "gw-taken is not Godwit's, and the network's bridge would have that name: rename it"},
-		{"loops", bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: "loops"}}, "bridge loops runs the spanning tree protocol, and a VM that arrives would be cut off for half a minute: ip link set loops type bridge stp_state 0 (join redundant cables in a bond)"},
+		{"no such bridge", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: "br9"}}, "there is no bridge br9: make it, or name another"},
+		{"no bridge at all", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: "eth2"}}, "eth2 is no bridge but of type veth: name a bridge, or write uplink:eth2 to have one made over it"},
+		{"bridge down", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: "looped"}}, "bridge looped is down: ip link set looped up"},
+		{"MTU", bridge.Network{Owner: owner, ID: lan, MTU: 9000, Carrier: bridge.Carrier{Bridge: "br0"}}, "bridge br0 has an MTU of 1500 and the network one of 9000: raise it on the bridge's ports and on br0"},
+		{"cable", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: "unplugged"}}, "no port of bridge unplugged has a carrier (eth5): plug the cable in, or take the port up"},
+		{"no such uplink", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Uplink: "eth9"}}, "there is no interface eth9: name another uplink (ip link lists them)"},
+		{"uplink is a bridge", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Uplink: "br0"}}, "br0 is a bridge: write bridge:br0"},
+		{"the host's own address", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Uplink: "eth0"}}, "eth0 holds the host's own address 198.51.100.4/24, which would be cut off under a bridge: make a bridge over eth0, move the address to it, and write bridge:NAME"},
+		{"somebody's port", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Uplink: "eth1"}}, "eth1 is a port of br0 already: write bridge:br0"},
+		{"uplink's MTU", bridge.Network{Owner: owner, ID: lan, MTU: 9000, Carrier: bridge.Carrier{Uplink: "eth2"}}, "eth2 has an MTU of 1500 and the network one of 9000: ip link set eth2 mtu 9000"},
+		{"name taken", bridge.Network{Owner: owner, ID: "taken", Carrier: bridge.Carrier{Uplink: "eth2"}}, "gw-taken is not Godwit's, and the network's bridge would have that name: rename it"},
+		{"loops", bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: "loops"}}, "bridge loops runs the spanning tree protocol, and a VM that arrives would be cut off for half a minute: ip link set loops type bridge stp_state 0 (join redundant cables in a bond)"},
 	} {
 		if _, err := bridge.Ready(c.network); err == nil || err.Error() != c.want {
 			t.Errorf("%s:\ngot  %v\nwant %s", c.what, err, c.want)
 		}
 	}
-	if _, err := bridge.Ready(bridge.Network{ID: lan, MTU: 1400, Carrier: bridge.Carrier{Bridge: "br0"}}); err != nil {
+	if _, err := bridge.Ready(bridge.Network{Owner: owner, ID: lan, MTU: 1400, Carrier: bridge.Carrier{Bridge: "br0"}}); err != nil {
 		t.Errorf("a bridge that is good: %v", err)
 	}
 	left, err := netlink.LinkList()
@@ -339,7 +340,7 @@ func TestAnUplinkGetsABridge(t *testing.T) {
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: named("eth1"), PeerName: "far1"}))
 	must(t, netlink.LinkSetMaster(get(t, "far1"), get(t, "foreign")))
 	must(t, netlink.LinkSetUp(get(t, "far1")))
-	n := bridge.Network{ID: lan, MTU: 1400, Carrier: bridge.Carrier{Uplink: "eth1"}}
+	n := bridge.Network{Owner: owner, ID: lan, MTU: 1400, Carrier: bridge.Carrier{Uplink: "eth1"}}
 	var index int
 	for range 2 {
 		segment, err := bridge.Ready(n)
@@ -362,13 +363,14 @@ func TestAnUplinkGetsABridge(t *testing.T) {
 	if at := where(t, "foreign", guestMAC); at != "far1" {
 		t.Errorf("the switch has the guest on %q", at)
 	}
-	must(t, bridge.Sweep([]bridge.Network{n}))
-	must(t, bridge.Sweep(nil))
+	must(t, bridge.Sweep(owner, []bridge.Network{n}))
+	must(t, bridge.Sweep(owner, nil))
 	get(t, "gw-lan") // under a VM
 	tap.Close()
-	must(t, bridge.Sweep([]bridge.Network{n}))
+	must(t, bridge.Sweep(owner, []bridge.Network{n}))
+	must(t, bridge.Sweep("/run/another", nil))
 	get(t, "gw-lan")
-	must(t, bridge.Sweep(nil))
+	must(t, bridge.Sweep(owner, nil))
 	if _, err := netlink.LinkByName("gw-lan"); err == nil {
 		t.Error("the bridge stayed after its network")
 	}
@@ -383,7 +385,7 @@ func TestVLANs(t *testing.T) {
 	ownNamespace(t)
 	add(t, &netlink.Veth{LinkAttrs: named("eth1"), PeerName: "far1"}, "")
 	must(t, netlink.LinkSetUp(get(t, "far1")))
-	n := bridge.Network{ID: lan, VLAN: 20, Carrier: bridge.Carrier{Uplink: "eth1"}}
+	n := bridge.Network{Owner: owner, ID: lan, VLAN: 20, Carrier: bridge.Carrier{Uplink: "eth1"}}
 	segment, err := bridge.Ready(n)
 	if able := bridge.VLANs(); able != nil {
 		const want = "this kernel has no 802.1Q VLANs: modprobe 8021q, or name a bridge that is on the VLAN already"
@@ -399,7 +401,7 @@ func TestVLANs(t *testing.T) {
 	if segment.Bridge != "gw-lan" || get(t, "eth1.20").Attrs().MasterIndex != get(t, "gw-lan").Attrs().Index {
 		t.Errorf("segment %+v", segment)
 	}
-	must(t, bridge.Sweep(nil))
+	must(t, bridge.Sweep(owner, nil))
 	for _, name := range []string{"eth1.20", "gw-lan"} {
 		if _, err := netlink.LinkByName(name); err == nil {
 			t.Errorf("%s stayed", name)
@@ -413,7 +415,7 @@ func TestAPulledCableIsNoticed(t *testing.T) {
 	addBridge(t, "br0")
 	add(t, &netlink.Veth{LinkAttrs: named("eth1"), PeerName: "far1"}, "br0")
 	must(t, netlink.LinkSetUp(get(t, "far1")))
-	n := bridge.Network{ID: lan, Carrier: bridge.Carrier{Bridge: "br0"}}
+	n := bridge.Network{Owner: owner, ID: lan, Carrier: bridge.Carrier{Bridge: "br0"}}
 	changed, err := bridge.Watch(t.Context())
 	must(t, err)
 	if _, err := bridge.Ready(n); err != nil {

@@ -16,6 +16,7 @@ import (
 
 // Network is a bridge network with what carries it on this host.
 type Network struct {
+	Owner   string // which Godwit on this machine: its run directory. Others' bridges are left alone
 	ID      inventory.NetworkID
 	VLAN    int // tag on an uplink; a bridge is on its segment already, tagged or not
 	MTU     int // that the links must have at least; 0: whatever they have
@@ -107,7 +108,7 @@ func overUplink(n Network) (Segment, error) {
 	if err != nil {
 		return Segment{}, err
 	}
-	if own != nil && !ours(own, n.ID) {
+	if own != nil && !n.owns(own) {
 		return Segment{}, fault.New(fault.Incompatible, "%s is not Godwit's, and the network's bridge would have that name: rename it", own.Attrs().Name)
 	}
 	if err := free(base, own); err != nil {
@@ -182,7 +183,7 @@ func vlan(n Network, uplink netlink.Link) (netlink.Link, error) {
 	if link, err = there(name); err != nil {
 		return nil, err
 	}
-	if err := netlink.LinkSetAlias(link, aliasOwn+"vlan "+string(n.ID)); err != nil {
+	if err := netlink.LinkSetAlias(link, n.alias("vlan")); err != nil {
 		return nil, fault.New(fault.Internal, "alias of %s: %w", name, err)
 	}
 	return link, quiet(link)
@@ -207,7 +208,7 @@ func makeBridge(n Network, base netlink.Link) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(netlink.LinkSetAlias(own, aliasOwn+"network "+string(n.ID)), quiet(own), netlink.LinkSetUp(own)); err != nil {
+	if err := errors.Join(netlink.LinkSetAlias(own, n.alias("network")), quiet(own), netlink.LinkSetUp(own)); err != nil {
 		return nil, fault.New(fault.Internal, "bridge %s: %w", attributes.Name, err)
 	}
 	return own, nil
@@ -223,16 +224,21 @@ func quiet(link netlink.Link) error {
 	return err
 }
 
-// ours reports whether the bridge is the one that was made for the network. One without an alias was made by an agent that was
+// owns reports whether the bridge is the one that was made for the network. One without an alias was made by an agent that was
 // killed in that moment.
-func ours(link netlink.Link, n inventory.NetworkID) bool {
+func (n Network) owns(link netlink.Link) bool {
 	alias := link.Attrs().Alias
-	return link.Type() == "bridge" && (alias == "" || alias == aliasOwn+"network "+string(n))
+	return link.Type() == "bridge" && (alias == "" || alias == n.alias("network"))
 }
 
-// Sweep removes the bridges and VLAN sub-interfaces that Godwit made for networks that are not in keep, but those that still have
+// alias is what a link that is made for the network is marked with.
+func (n Network) alias(what string) string {
+	return aliasOwn + n.Owner + " " + what + " " + string(n.ID)
+}
+
+// Sweep removes the bridges and VLAN sub-interfaces that this owner made for networks that are not in keep, but those that still have
 // taps. The uplinks stay as they are. With nothing to keep it leaves the host as it was before.
-func Sweep(keep []Network) error {
+func Sweep(owner string, keep []Network) error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return fault.New(fault.Internal, "list of links: %w", err)
@@ -240,7 +246,7 @@ func Sweep(keep []Network) error {
 	wanted := map[string]bool{}
 	for _, n := range keep {
 		if n.Carrier.Uplink != "" {
-			wanted["network "+string(n.ID)], wanted["vlan "+string(n.ID)] = true, n.VLAN != 0
+			wanted[n.alias("network")], wanted[n.alias("vlan")] = true, n.VLAN != 0
 		}
 	}
 	var all error
@@ -251,8 +257,8 @@ func Sweep(keep []Network) error {
 		}
 	}
 	for _, l := range links {
-		what, made := strings.CutPrefix(l.Attrs().Alias, aliasOwn)
-		if !made || l.Type() != "bridge" && l.Type() != "vlan" || wanted[what] || busy[l.Attrs().Index] || busy[l.Attrs().MasterIndex] {
+		alias := l.Attrs().Alias
+		if !strings.HasPrefix(alias, aliasOwn+owner+" ") || l.Type() != "bridge" && l.Type() != "vlan" || wanted[alias] || busy[l.Attrs().Index] || busy[l.Attrs().MasterIndex] {
 			continue
 		}
 		if err := netlink.LinkDel(l); err != nil {
