@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -13,78 +14,53 @@ import (
 // ErrMACTaken is in the chain of an error that says that a MAC address belongs to another VM of the cluster. Its kind is fault.Exists.
 var ErrMACTaken = errors.New("the MAC address is taken")
 
-// takeMACs returns what a transaction compares and writes so that the VM's MAC addresses are its own.
-func takeMACs(vm inventory.VM) (free []clientv3.Cmp, take []clientv3.Op, err error) {
-	value, err := macs.pack(vm.ID)
-	for _, n := range vm.Spec.NICs {
-		free = append(free, absent(keyMAC(n.MAC)))
-		take = append(take, clientv3.OpPut(keyMAC(n.MAC), value))
-	}
-	return free, take, err
-}
-
-// freeMACs returns what a transaction deletes when the VM goes: the addresses that are still its own.
-func (w *Writer) freeMACs(ctx context.Context, vm inventory.VM) []clientv3.Op {
-	var all []clientv3.Op
-	for _, n := range vm.Spec.NICs {
-		if owner, err := w.s.MACOwner(ctx, n.MAC); err == nil && owner == vm.ID {
-			all = append(all, clientv3.OpDelete(keyMAC(n.MAC)))
-		}
-	}
-	return all
-}
-
-// whoseMAC explains a VM that could not be created though its name is free.
-func (w *Writer) whoseMAC(ctx context.Context, vm inventory.VM) error {
-	for _, n := range vm.Spec.NICs {
-		owner, err := w.s.MACOwner(ctx, n.MAC)
-		if err != nil {
-			return err
-		}
-		if owner != "" && owner != vm.ID {
-			return macTaken(n, owner)
-		}
-	}
-	return fault.New(fault.Conflict, "the store changed meanwhile: try again")
-}
-
-func macTaken(n inventory.NIC, owner inventory.VMID) error {
-	return fault.New(fault.Exists, "%s: %w: %s belongs to vm %s: choose another, or leave it out", n.Name, ErrMACTaken, n.MAC, owner)
-}
-
-// MACOwner returns the VM that has the MAC address, "" for none. VMs of before these records were kept do not count.
+// MACOwner returns the VM that has the MAC address, "" for none. NICs that were made before these records were kept have none.
 func (s *Store) MACOwner(ctx context.Context, mac string) (inventory.VMID, error) {
 	owner, _, err := load(ctx, s, keyMAC(mac), macs)
 	return owner.value, err
 }
 
-// TakeMAC makes the NIC's MAC address the VM's before the NIC is added to it; ErrMACTaken when another VM has it. Taking one's own again
-// is no error.
-func (w *Writer) TakeMAC(ctx context.Context, vm inventory.VMID, n inventory.NIC) error {
-	free, take, err := takeMACs(inventory.VM{ID: vm, Spec: inventory.VMSpec{NICs: []inventory.NIC{n}}})
+// changeMACs returns what a transaction compares and writes so that the addresses of the NICs that a VM gets become its own, and those of the
+// NICs that it loses are free.
+func (w *Writer) changeMACs(ctx context.Context, id inventory.VMID, was, will []inventory.NIC) (cmps []clientv3.Cmp, ops []clientv3.Op, err error) {
+	value, err := macs.pack(id)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	done, err := w.commit(ctx, append(free, exists(keyVM(vm, partSpec))), take...)
-	if err != nil || done {
-		return err
+	for _, n := range without(will, was) {
+		cmps = append(cmps, absent(keyMAC(n.MAC)))
+		ops = append(ops, clientv3.OpPut(keyMAC(n.MAC), value))
 	}
-	owner, err := w.s.MACOwner(ctx, n.MAC)
-	switch {
-	case err != nil || owner == vm:
-		return err
-	case owner != "":
-		return macTaken(n, owner)
+	for _, n := range without(was, will) {
+		owner, revision, err := load(ctx, w.s, keyMAC(n.MAC), macs)
+		if err != nil {
+			return nil, nil, err
+		}
+		if revision != 0 && owner.value == id {
+			cmps = append(cmps, unchanged(keyMAC(n.MAC), revision))
+			ops = append(ops, clientv3.OpDelete(keyMAC(n.MAC)))
+		}
 	}
-	return noVM(string(vm))
+	return cmps, ops, nil
 }
 
-// ReleaseMAC lets go of a MAC address after the NIC was taken out of the VM. One that is not the VM's is left alone.
-func (w *Writer) ReleaseMAC(ctx context.Context, vm inventory.VMID, mac string) error {
-	owner, revision, err := load(ctx, w.s, keyMAC(mac), macs)
-	if err != nil || revision == 0 || owner.value != vm {
-		return err
+// without lists the NICs whose addresses are not among those of others.
+func without(nics, others []inventory.NIC) []inventory.NIC {
+	return slices.DeleteFunc(slices.Clone(nics), func(n inventory.NIC) bool {
+		return slices.ContainsFunc(others, func(o inventory.NIC) bool { return o.MAC == n.MAC })
+	})
+}
+
+// macTaken returns ErrMACTaken when one of the NICs' addresses is another VM's, after a transaction that failed.
+func (w *Writer) macTaken(ctx context.Context, id inventory.VMID, nics []inventory.NIC) error {
+	for _, n := range nics {
+		owner, err := w.s.MACOwner(ctx, n.MAC)
+		if err != nil {
+			return err
+		}
+		if owner != "" && owner != id {
+			return fault.New(fault.Exists, "%s: %w: %s belongs to vm %s: choose another, or leave it out", n.Name, ErrMACTaken, n.MAC, owner)
+		}
 	}
-	_, err = w.commit(ctx, []clientv3.Cmp{unchanged(keyMAC(mac), revision)}, clientv3.OpDelete(keyMAC(mac)))
-	return err
+	return nil
 }

@@ -129,7 +129,7 @@ func (w *Writer) CreateVM(ctx context.Context, vm inventory.VM) error {
 		return fault.Wrap(op, object, err)
 	}
 	nameKey, specKey := keyVMName(vm.Spec.Name), keyVM(vm.ID, partSpec)
-	free, take, err := takeMACs(vm)
+	free, take, err := w.changeMACs(ctx, vm.ID, nil, vm.Spec.NICs)
 	if err != nil {
 		return fault.Wrap(op, object, err)
 	}
@@ -150,7 +150,10 @@ func (w *Writer) CreateVM(ctx context.Context, vm inventory.VM) error {
 		return nil
 	}
 	if revision == 0 {
-		return fault.Wrap(op, object, w.whoseMAC(ctx, vm))
+		if err := w.macTaken(ctx, vm.ID, vm.Spec.NICs); err != nil {
+			return fault.Wrap(op, object, err)
+		}
+		return fault.New(fault.Conflict, "create vm %s: the store changed meanwhile: try again", vm.Spec.Name)
 	}
 	return fault.New(fault.Exists, "create vm %s: the name is taken: choose another, or remove that one with godwit vm destroy %s", vm.Spec.Name, vm.Spec.Name)
 }
@@ -180,9 +183,13 @@ func (w *Writer) DeleteVM(ctx context.Context, id inventory.VMID, may func(inven
 		if err := mayDelete(vm, revisions[migrationKey] != 0, may); err != nil {
 			return fault.Wrap("destroy", "vm "+vm.Spec.Name, err)
 		}
+		still, free, err := w.changeMACs(ctx, id, vm.Spec.NICs, nil)
+		if err != nil {
+			return fault.Wrap("destroy", "vm "+vm.Spec.Name, err)
+		}
 		done, err := w.commit(ctx,
-			[]clientv3.Cmp{unchanged(specKey, revisions[specKey]), unchanged(runKey, revisions[runKey]), absent(migrationKey)},
-			append(w.freeMACs(ctx, vm), clientv3.OpDelete(keyVM(id, ""), clientv3.WithPrefix()), clientv3.OpDelete(keyVMName(vm.Spec.Name)))...)
+			append(still, unchanged(specKey, revisions[specKey]), unchanged(runKey, revisions[runKey]), absent(migrationKey)),
+			append(free, clientv3.OpDelete(keyVM(id, ""), clientv3.WithPrefix()), clientv3.OpDelete(keyVMName(vm.Spec.Name)))...)
 		if err != nil {
 			return fault.Wrap("destroy", "vm "+vm.Spec.Name, err)
 		}

@@ -14,7 +14,8 @@ import (
 // UpdateVM changes what a VM is and who may run it in one transaction: change gets the VM as it is now and may change its Spec
 // and its Run; it may be called several times, and its error ends the update and is returned as it is. A VM that has an heir or
 // a migration that is not over is refused with fault.Conflict, and so is one of another owner: its devices and its place
-// belong to the hand-over, or to that host. The name and the status are not written.
+// belong to the hand-over, or to that host. The name and the status are not written. A new NIC's MAC address that another VM
+// has is ErrMACTaken.
 //
 // Guards name hosts whose agents must not have been started since: the transaction compares their epochs, and one that
 // is over is fault.Conflict. UpdateVM returns what the store holds now. After an error of kind fault.Unavailable or
@@ -66,6 +67,11 @@ func (w *Writer) UpdateVM(ctx context.Context, id inventory.VMID, guards map[inv
 		if len(ops) == 0 {
 			return vm, nil
 		}
+		free, take, err := w.changeMACs(ctx, id, spec.value.NICs, vm.Spec.NICs)
+		if err != nil {
+			return inventory.VM{}, err
+		}
+		guarded, ops = append(guarded, free...), append(ops, take...)
 		cmps := append(guarded, unchanged(specKey, specRevision), unchanged(runKey, runRevision), absent(migrationKey))
 		done, err := w.commit(ctx, cmps, ops...)
 		if err != nil {
@@ -73,6 +79,9 @@ func (w *Writer) UpdateVM(ctx context.Context, id inventory.VMID, guards map[inv
 		}
 		if done {
 			return vm, nil
+		}
+		if err := w.macTaken(ctx, id, without(vm.Spec.NICs, spec.value.NICs)); err != nil {
+			return inventory.VM{}, err
 		}
 	}
 	return inventory.VM{}, fault.New(fault.Conflict, "vm %s was changed by others %d times meanwhile: try again", id, attemptsMax)

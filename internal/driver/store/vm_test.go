@@ -1,7 +1,9 @@
 package store_test
 
 import (
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"reflect"
 	"sync"
 	"testing"
@@ -12,13 +14,19 @@ import (
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
+// macOf is an address that no other VM of the tests has.
+func macOf(id inventory.VMID) string {
+	sum := sha256.Sum256([]byte(id))
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])
+}
+
 func aVM(id inventory.VMID, name string) inventory.VM {
 	return inventory.VM{
 		ID: id,
 		Spec: inventory.VMSpec{
 			Name: name, UUID: inventory.NewUUID(), CPUs: 2, Memory: inventory.GiB, Machine: "pc-q35-10.0", CPUModel: "Westmere",
 			Disks:   []inventory.Disk{{Name: "disk0", File: inventory.File{Datastore: "ds-1", Path: "a.qcow2"}, Format: inventory.Qcow2}},
-			NICs:    []inventory.NIC{{Name: "nic0", MAC: "52:54:00:00:00:01", Network: "lan"}},
+			NICs:    []inventory.NIC{{Name: "nic0", MAC: macOf(id), Network: "lan"}},
 			Created: time.Unix(1_700_000_000, 0).UTC(),
 		},
 		Run: inventory.VMRun{Owner: "host-1", Generation: 1},
