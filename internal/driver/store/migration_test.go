@@ -203,7 +203,7 @@ func TestDumpShowsEverything(t *testing.T) {
 			t.Errorf("%s: %+v", r.Key, r)
 		}
 	}
-	if len(dump.Records) != 8 || !kinds["vm/spec"] || !kinds["migration/status"] || !strings.Contains(string(b), "pc-q35-10.0") {
+	if len(dump.Records) != 9 || !kinds["vm/spec"] || !kinds["migration/status"] || !strings.Contains(string(b), "pc-q35-10.0") {
 		t.Errorf("got %s", b)
 	}
 }
