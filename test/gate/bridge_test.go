@@ -32,19 +32,19 @@ func takeOffCabled(t *testing.T) *cabled {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Close() }) // nothing was written to it
-	ctx, first := step(t), c.Hosts[0]
-	if _, err := first.Godwit(ctx, "network", "create", lab.Network, "--driver", "bridge", "--mtu", "1400"); err != nil {
+	first := c.Hosts[0] // a step each: the guest boots in one of them
+	if _, err := first.Godwit(step(t), "network", "create", lab.Network, "--driver", "bridge", "--mtu", "1400"); err != nil {
 		t.Fatal(err)
 	}
-	if c.ip, err = first.LinuxVM(ctx, vmName, vmMemory, 16*inventory.MiB); err != nil {
+	if c.ip, err = first.LinuxVM(step(t), vmName, vmMemory, 16*inventory.MiB); err != nil {
 		t.Fatal(err)
 	}
-	vm, err := first.VM(ctx, vmName)
+	vm, err := first.VM(step(t), vmName)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.vm, c.mac = vm.GetId(), vm.GetSpec().GetNics()[0].GetMac()
-	if c.guest, err = lab.Control(ctx, c.lan, c.ip); err != nil {
+	if c.guest, err = lab.Control(step(t), c.lan, c.ip); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.guest.Close() }) // nothing is left to say
@@ -54,7 +54,7 @@ func takeOffCabled(t *testing.T) *cabled {
 		t.Fatal(err)
 	}
 	c.boot, c.uptime = status.Boot, status.UptimeMS
-	if c.probes, err = lab.Watch(ctx, c.lan, c.ip); err != nil {
+	if c.probes, err = lab.Watch(step(t), c.lan, c.ip); err != nil {
 		t.Fatal(err)
 	}
 	c.probes.Patience(time.Second)
