@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/task"
@@ -182,6 +183,9 @@ func (a *Agent) planMove(ctx context.Context, v *vm, want MoveVM) (*moving, erro
 	}
 	bad := admission.CheckDeparture(facts)
 	for _, reason := range there {
+		for _, ds := range a.stores { // the target may not know them by name
+			reason = strings.ReplaceAll(reason, string(ds.ID), ds.Name)
+		}
 		if !slices.Contains(bad, reason) {
 			bad = append(bad, reason)
 		}

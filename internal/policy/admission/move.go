@@ -92,9 +92,16 @@ type Arrival struct {
 // CheckArrival returns every reason why the VM cannot come to be on the target. That it can start there now is not asked: memory is
 // looked at when it starts.
 func CheckArrival(a Arrival) []string {
-	host := a.Target
-	host.Status.MemoryFree = host.Spec.Memory
-	return append(Create(a.Spec, host), CheckFiles(a)...)
+	r := &reasons{list: a.Spec.Problems()}
+	r.machine(a.Spec, a.Target)
+	for _, id := range datastores(a.Spec) {
+		if _, ok := mount(a.Target, id); !ok {
+			r.add("%s has not mounted datastore %s: mount it and add it there, or bring the disks to another one with --datastore", a.Target.ID, id)
+		}
+	}
+	r.networks(a.Spec, a.Target)
+	r.list = append(r.list, CheckFiles(a)...)
+	return r.list
 }
 
 // CheckFiles returns every reason why the files cannot come to be on the target.

@@ -81,7 +81,6 @@ func TestEveryReasonAgainstFilesIsTold(t *testing.T) {
 		Disks: []inventory.Disk{{Name: "disk0", File: inventory.File{Datastore: "ds-3", Path: "a.qcow2"}, Format: inventory.Qcow2}},
 	}
 	target := a.Target
-	target.Spec.Memory = 64 * inventory.GiB
 	target.Spec.QEMU.Machines, target.Spec.QEMU.CPUModels = []string{"pc-q35-10.0"}, []string{"Westmere"}
 	if bad := CheckArrival(Arrival{Spec: spec, Target: target}); len(bad) != 1 || !strings.Contains(bad[0], "has not mounted datastore ds-3") {
 		t.Errorf("the reasons are %q", bad)
