@@ -26,13 +26,13 @@ func takeOffCabled(t *testing.T) *cabled {
 	t.Helper()
 	c := &cabled{flight: &flight{Cluster: startCluster(t, lab.Options{Hosts: 3, Cables: true, Run: []string{"--network", "lan=bridge:br0"}})}}
 	c.lan = c.LAN()
-	c.flight.lost = math.MaxUint64 // a switch that is not ours loses what comes while a guest stands: measured, not forbidden
+	c.lost = math.MaxUint64 // a switch that is not ours loses what comes while a guest stands: measured, not forbidden
 	server, err := c.lan.ServeDHCP()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Close() }) // nothing was written to it
-	first := c.Hosts[0] // a step each: the guest boots in one of them
+	first := c.Hosts[0]                      // a step each: the guest boots in one of them
 	if _, err := first.Godwit(step(t), "network", "create", lab.Network, "--driver", "bridge", "--mtu", "1400"); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func takeOffCabled(t *testing.T) *cabled {
 	}
 	t.Cleanup(func() { _ = c.guest.Close() }) // nothing is left to say
 	c.write(t)
-	status, err := c.guest.Status(ctx)
+	status, err := c.guest.Status(step(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,9 +53,9 @@ type Config struct {
 	Peers      *peer.Dialer
 	Switch     *vnet.Client
 	Carriers   map[inventory.NetworkID]bridge.Carrier // of the bridge networks that this host is to have
-	CA         *peer.CA          // nil on hosts that do not hold it
-	Memory     int64             // bytes that the agent of a host without VMs is to keep below; 0: not looked after
-	Starting   func(what string) // told each step until the agent is ready; may take no time
+	CA         *peer.CA                               // nil on hosts that do not hold it
+	Memory     int64                                  // bytes that the agent of a host without VMs is to keep below; 0: not looked after
+	Starting   func(what string)                      // told each step until the agent is ready; may take no time
 	Log        *slog.Logger
 }
 
@@ -106,7 +106,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		Config: c, tasks: task.New(c.Host), stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
 		spawned: make(chan func(context.Context)), ended: make(chan struct{}),
 		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
-		moves: map[string]*coming{},
+		moves:    map[string]*coming{},
 		networks: map[inventory.NetworkID]inventory.NetworkSpec{}, announcing: map[string]context.CancelFunc{},
 	}
 	for _, m := range c.Datastores {

@@ -226,7 +226,7 @@ func (a *Agent) startQEMU(ctx context.Context, v *vm, incoming bool) (*qemu.Proc
 	}
 	return qemu.Start(ctx, qemu.Config{
 		Spec: v.stored.Spec, User: a.User, Cgroup: path.Join(a.Cgroup, string(a.Host()), string(v.id)),
-		Env: qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Firmware: firmware, Ports: plug.sockets, Taps: plug.taps},
+		Env:   qemu.Env{RunDir: v.runDir(), Abilities: a.abilities, Incoming: incoming, File: a.file, Firmware: firmware, Ports: plug.sockets, Taps: plug.taps},
 		Files: plug.files,
 	})
 }

@@ -13,8 +13,7 @@ import (
 // find returns a link by name, or nil when there is none.
 func find(name string) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
-	var none netlink.LinkNotFoundError
-	if errors.As(err, &none) {
+	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none {
 		return nil, nil
 	}
 	if err != nil {
