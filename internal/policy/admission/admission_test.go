@@ -102,6 +102,10 @@ var defects = []defect{
 		f.Source.Spec.Datastores = []inventory.DatastoreMount{{ID: "ds-1", Name: "main", Path: "/srv/main"}}
 	}},
 	{"target lacks network", "network", func(f *Facts) { f.Target.Spec.Networks = nil }},
+	{"target's cable is out", "network", func(f *Facts) {
+		f.Target.Spec.Networks, f.Target.Spec.NetworkAll = nil, true // it has all others
+		f.Target.Spec.Missing = []inventory.NetworkMissing{{Network: "lan", Why: "no port of bridge br0 has a carrier (eth1): plug the cable in, or take the port up"}}
+	}},
 }
 
 // withUEFI lets the VM start from UEFI, with firmware of that many MiB on both sides; 0 is none.
