@@ -1,6 +1,14 @@
 package inventory
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"strings"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+)
 
 // Task is a long or mutating operation: who asked for what, how far it is, how it ended.
 type Task struct {
@@ -91,4 +99,53 @@ func (s Severity) String() string {
 		return "unknown"
 	}
 	return severityNames[s]
+}
+
+// Request is a mutating call with an idempotency key: who executes it and what came of it. A repeat of the same call gets
+// the same answer. It is written by the host that executes it.
+type Request struct {
+	Key       string
+	Procedure string // of the API
+	Hash      []byte // SHA-256 of the message: another message under the same key is another call
+	Host      HostID // that executes it
+	Epoch     uint64 // of that host's agent: an older one than the host has now means that the execution ended midway
+	Begun     time.Time
+	Done      bool
+	Answer    []byte // the answer's message, when there was no fault
+	Fault     string // kind of the fault, empty when there was none
+	Message   string // of the fault
+	Reasons   []string
+	Made      []string // files that the execution is about to make: they were not there before, and a repeat may remove them
+	Task      TaskID
+}
+
+// RequestKeyMax is how long an idempotency key may be, in bytes.
+const RequestKeyMax = 128
+
+// CheckRequestKey says what is wrong with an idempotency key: it is 1 to RequestKeyMax letters, digits, dots, dashes and underscores.
+func CheckRequestKey(key string) error {
+	if key == "" || len(key) > RequestKeyMax {
+		return fault.New(fault.Invalid, "request key of %d characters: take 1 to %d", len(key), RequestKeyMax)
+	}
+	for _, r := range key {
+		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_", r) {
+			return fault.New(fault.Invalid, "request key %q has %q: take letters, digits, dots, dashes and underscores", key, r)
+		}
+	}
+	return nil
+}
+
+// NewEventID returns an id for an event of that moment. Ids sort by time as strings: 13 digits of base 32 hold the nanoseconds since
+// 1970, five random ones keep the ids of two hosts apart.
+func NewEventID(at time.Time) EventID {
+	var nanos [8]byte
+	binary.BigEndian.PutUint64(nanos[:], uint64(max(0, at.UnixNano()))) //nolint:gosec // not negative
+	sorted := strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(nanos[:]))
+	return EventID("ev-" + sorted + randomName()[:5])
+}
+
+// DerivedID returns the id with that prefix that a request makes: the same one however often the request is executed.
+func DerivedID(prefix, key string, begun time.Time) string {
+	sum := sha256.Sum256([]byte(prefix + key + begun.UTC().Format(time.RFC3339Nano)))
+	return prefix + strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:7]))[:10]
 }

@@ -87,3 +87,20 @@ func fromSeverity(name string) inventory.Severity {
 	}
 	return inventory.Warning
 }
+
+// Request returns the message of a request.
+func Request(r inventory.Request) *godwitv1.Request {
+	return &godwitv1.Request{
+		Key: r.Key, Procedure: r.Procedure, Hash: r.Hash, Host: string(r.Host), Epoch: r.Epoch, Begun: stamp(r.Begun), Done: r.Done, Answer: r.Answer,
+		Fault: r.Fault, Message: r.Message, Reasons: r.Reasons, Made: r.Made, Task: string(r.Task),
+	}
+}
+
+// FromRequest returns the request of the message.
+func FromRequest(m *godwitv1.Request) inventory.Request {
+	return inventory.Request{
+		Key: m.GetKey(), Procedure: m.GetProcedure(), Hash: m.GetHash(), Host: inventory.HostID(m.GetHost()), Epoch: m.GetEpoch(), Begun: fromStamp(m.GetBegun()),
+		Done: m.GetDone(), Answer: m.GetAnswer(), Fault: m.GetFault(), Message: m.GetMessage(), Reasons: ids[string](m.GetReasons()),
+		Made: ids[string](m.GetMade()), Task: inventory.TaskID(m.GetTask()),
+	}
+}

@@ -63,6 +63,8 @@ func fill(t *rapid.T, v reflect.Value) {
 		v.SetInt(int64(rapid.Int32().Draw(t, "int")))
 	case reflect.Int64:
 		v.SetInt(rapid.Int64().Draw(t, "int64"))
+	case reflect.Uint8:
+		v.SetUint(uint64(rapid.Byte().Draw(t, "byte")))
 	case reflect.Uint64:
 		v.SetUint(rapid.Uint64().Draw(t, "uint64"))
 	default:
@@ -120,6 +122,7 @@ func TestEveryFieldComesBack(t *testing.T) {
 	roundTrip(t, wire.NetworkSpec, wire.FromNetworkSpec)
 	roundTrip(t, wire.Task, wire.FromTask)
 	roundTrip(t, wire.Event, wire.FromEvent)
+	roundTrip(t, wire.Request, wire.FromRequest)
 	roundTrip(t, wire.Image, wire.FromImage)
 	roundTrip(t, wire.Migration, wire.FromMigration)
 	roundTrip(t, wire.MigrationSpec, wire.FromMigrationSpec)

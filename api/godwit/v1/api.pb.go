@@ -5116,9 +5116,10 @@ func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
 
 type ListTasksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"` // only those that have not ended
-	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`  // name or id; empty: all
-	Limit         int32                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`   // newest first; 0: the server's own bound
+	Active        bool                   `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`  // only those that have not ended
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`   // name or id; empty: all
+	Limit         int32                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`    // newest first; 0: the server's own bound
+	Request       string                 `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"` // only those of the calls with this idempotency key; empty: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5172,6 +5173,13 @@ func (x *ListTasksRequest) GetLimit() int32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *ListTasksRequest) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
 }
 
 type ListTasksResponse struct {
@@ -5897,11 +5905,12 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\v2\x10.godwit.v1.ImageR\x05image\"9\n" +
 	"\x12DeleteImageRequest\x12#\n" +
 	"\x04file\x18\x01 \x01(\v2\x0f.godwit.v1.FileR\x04file\"\x15\n" +
-	"\x13DeleteImageResponse\"X\n" +
+	"\x13DeleteImageResponse\"r\n" +
 	"\x10ListTasksRequest\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\x05R\x05limit\":\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\tR\arequest\":\n" +
 	"\x11ListTasksResponse\x12%\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x0f.godwit.v1.TaskR\x05tasks\"$\n" +
 	"\x0eGetTaskRequest\x12\x12\n" +

@@ -3160,6 +3160,147 @@ func (x *Event) GetMessage() string {
 	return ""
 }
 
+// Request is a call with an idempotency key: who executes it, and what came of it.
+type Request struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Procedure     string                 `protobuf:"bytes,1,opt,name=procedure,proto3" json:"procedure,omitempty"` // of the API
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`           // SHA-256 of the message
+	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`           // that executes it
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`        // of that host's agent
+	Begun         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=begun,proto3" json:"begun,omitempty"`
+	Done          bool                   `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"`
+	Answer        []byte                 `protobuf:"bytes,7,opt,name=answer,proto3" json:"answer,omitempty"`    // the answer's message; empty with a fault
+	Fault         string                 `protobuf:"bytes,8,opt,name=fault,proto3" json:"fault,omitempty"`      // kind of the fault
+	Message       string                 `protobuf:"bytes,9,opt,name=message,proto3" json:"message,omitempty"`  // of the fault
+	Reasons       []string               `protobuf:"bytes,10,rep,name=reasons,proto3" json:"reasons,omitempty"` // of a refusal
+	Made          []string               `protobuf:"bytes,11,rep,name=made,proto3" json:"made,omitempty"`       // files that its execution is about to make, and that a repeat may remove
+	Task          string                 `protobuf:"bytes,12,opt,name=task,proto3" json:"task,omitempty"`
+	Key           string                 `protobuf:"bytes,13,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Request) Reset() {
+	*x = Request{}
+	mi := &file_godwit_v1_records_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Request) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Request) ProtoMessage() {}
+
+func (x *Request) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Request.ProtoReflect.Descriptor instead.
+func (*Request) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Request) GetProcedure() string {
+	if x != nil {
+		return x.Procedure
+	}
+	return ""
+}
+
+func (x *Request) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Request) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Request) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Request) GetBegun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Begun
+	}
+	return nil
+}
+
+func (x *Request) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Request) GetAnswer() []byte {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
+func (x *Request) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+func (x *Request) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Request) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *Request) GetMade() []string {
+	if x != nil {
+		return x.Made
+	}
+	return nil
+}
+
+func (x *Request) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *Request) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 var File_godwit_v1_records_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_records_proto_rawDesc = "" +
@@ -3432,7 +3573,22 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x02by\x18\b \x01(\tR\x02by\x12\x12\n" +
 	"\x04task\x18\t \x01(\tR\x04task\x12\x18\n" +
 	"\amessage\x18\n" +
-	" \x01(\tR\amessage*;\n" +
+	" \x01(\tR\amessage\"\xc7\x02\n" +
+	"\aRequest\x12\x1c\n" +
+	"\tprocedure\x18\x01 \x01(\tR\tprocedure\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x120\n" +
+	"\x05begun\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05begun\x12\x12\n" +
+	"\x04done\x18\x06 \x01(\bR\x04done\x12\x16\n" +
+	"\x06answer\x18\a \x01(\fR\x06answer\x12\x14\n" +
+	"\x05fault\x18\b \x01(\tR\x05fault\x12\x18\n" +
+	"\amessage\x18\t \x01(\tR\amessage\x12\x18\n" +
+	"\areasons\x18\n" +
+	" \x03(\tR\areasons\x12\x12\n" +
+	"\x04made\x18\v \x03(\tR\x04made\x12\x12\n" +
+	"\x04task\x18\f \x01(\tR\x04task\x12\x10\n" +
+	"\x03key\x18\r \x01(\tR\x03key*;\n" +
 	"\x05Power\x12\x15\n" +
 	"\x11POWER_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tPOWER_OFF\x10\x01\x12\f\n" +
@@ -3451,7 +3607,7 @@ func file_godwit_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_godwit_v1_records_proto_goTypes = []any{
 	(Power)(0),                    // 0: godwit.v1.Power
 	(Verdict_State)(0),            // 1: godwit.v1.Verdict.State
@@ -3494,8 +3650,9 @@ var file_godwit_v1_records_proto_goTypes = []any{
 	(*TaskSpec)(nil),              // 38: godwit.v1.TaskSpec
 	(*TaskStatus)(nil),            // 39: godwit.v1.TaskStatus
 	(*Event)(nil),                 // 40: godwit.v1.Event
-	(*timestamppb.Timestamp)(nil), // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 42: google.protobuf.Duration
+	(*Request)(nil),               // 41: godwit.v1.Request
+	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
 }
 var file_godwit_v1_records_proto_depIdxs = []int32{
 	4,  // 0: godwit.v1.Host.spec:type_name -> godwit.v1.HostSpec
@@ -3506,7 +3663,7 @@ var file_godwit_v1_records_proto_depIdxs = []int32{
 	5,  // 5: godwit.v1.HostSpec.uefi:type_name -> godwit.v1.Uefi
 	8,  // 6: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
 	1,  // 7: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
-	41, // 8: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
+	42, // 8: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
 	13, // 9: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
 	12, // 10: godwit.v1.Network.hosts:type_name -> godwit.v1.NetworkHost
 	14, // 11: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
@@ -3517,7 +3674,7 @@ var file_godwit_v1_records_proto_depIdxs = []int32{
 	20, // 16: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
 	17, // 17: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
 	21, // 18: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
-	41, // 19: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
+	42, // 19: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
 	18, // 20: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
 	18, // 21: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
 	18, // 22: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
@@ -3525,44 +3682,45 @@ var file_godwit_v1_records_proto_depIdxs = []int32{
 	18, // 24: godwit.v1.Disk.file:type_name -> godwit.v1.File
 	23, // 25: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
 	0,  // 26: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
-	41, // 27: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
+	42, // 27: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
 	25, // 28: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
 	26, // 29: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
 	34, // 30: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
-	42, // 31: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
-	41, // 32: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
-	42, // 33: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	43, // 31: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
+	42, // 32: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
+	43, // 33: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
 	28, // 34: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
 	29, // 35: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
-	42, // 36: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
-	41, // 37: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
+	43, // 36: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
+	42, // 37: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
 	30, // 38: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
-	41, // 39: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
-	41, // 40: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
+	42, // 39: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
+	42, // 40: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
 	31, // 41: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
-	42, // 42: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
-	42, // 43: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
-	42, // 44: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
-	42, // 45: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
-	42, // 46: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
-	42, // 47: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
-	41, // 48: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	43, // 42: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
+	43, // 43: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	43, // 44: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
+	43, // 45: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
+	43, // 46: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
+	43, // 47: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
+	42, // 48: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
 	35, // 49: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
-	41, // 50: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
+	42, // 50: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
 	18, // 51: godwit.v1.Image.file:type_name -> godwit.v1.File
 	18, // 52: godwit.v1.Image.backing:type_name -> godwit.v1.File
-	41, // 53: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
+	42, // 53: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
 	38, // 54: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
 	39, // 55: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
-	41, // 56: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
-	41, // 57: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
-	41, // 58: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
-	41, // 59: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
-	60, // [60:60] is the sub-list for method output_type
-	60, // [60:60] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	42, // 56: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
+	42, // 57: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
+	42, // 58: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
+	42, // 59: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
+	42, // 60: godwit.v1.Request.begun:type_name -> google.protobuf.Timestamp
+	61, // [61:61] is the sub-list for method output_type
+	61, // [61:61] is the sub-list for method input_type
+	61, // [61:61] is the sub-list for extension type_name
+	61, // [61:61] is the sub-list for extension extendee
+	0,  // [0:61] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_records_proto_init() }
@@ -3576,7 +3734,7 @@ func file_godwit_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_records_proto_rawDesc), len(file_godwit_v1_records_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   39,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

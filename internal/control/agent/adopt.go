@@ -218,6 +218,9 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 	if stored.Status.State == status.State {
 		status.Since = stored.Status.Since
 	}
+	if e, ok := stateEvent(stored, stored.Status.State, status.State, status.Detail); ok {
+		a.tasks.Event(ctx, e)
+	}
 	stored.Status = status
 	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
 	if process != nil {

@@ -140,6 +140,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		return nil, err
 	}
 	a.writer = c.Store.As(c.Host, epoch)
+	a.tasks.KeepIn(ledger{a.writer, a}, c.Log)
 	return a, a.publish(ctx)
 }
 
@@ -170,6 +171,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() error { return a.followHosts(ctx) })
 	loops.Go(func() error { return a.followVMs(ctx) })
 	loops.Go(func() error { a.keepStatus(ctx); return nil })
+	loops.Go(func() error { a.keepTasks(ctx); return nil })
 	loops.Go(func() error {
 		if _, err := a.checkMigration(ctx, false); err != nil && ctx.Err() == nil {
 			a.Log.LogAttrs(ctx, slog.LevelError, "migration probe", slog.Any("err", err))
@@ -181,6 +183,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	close(a.ready)
+	a.endTasks(ctx)
 	return loops.Wait()
 }
 

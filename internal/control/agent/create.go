@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -38,16 +40,25 @@ type CreateDisk struct {
 
 // Create makes a VM on this host, stopped. Images that it made are removed again when a later step fails.
 func (a *Agent) Create(ctx context.Context, want CreateVM) (inventory.VM, error) {
-	vm, err := a.create(ctx, want)
-	return vm, fault.Wrap("create", "vm "+want.Name, err)
+	var vm inventory.VM
+	id := inventory.NewVMID()
+	err := a.tasks.Run(ctx, "vm.create", string(id), want.Name, func(ctx context.Context, t *task.Task) (err error) {
+		vm, err = a.create(ctx, id, want)
+		t.Result(string(vm.ID))
+		return fault.Wrap("create", "vm "+want.Name, err)
+	})
+	return vm, err
 }
 
-func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err error) {
+func (a *Agent) create(ctx context.Context, id inventory.VMID, want CreateVM) (vm inventory.VM, err error) {
 	if err := inventory.CheckName("vm", want.Name); err != nil {
 		return vm, err
 	}
 	// The store has the last word; asking first spares making disks for a name that is taken.
-	if _, err := a.Store.VM(ctx, want.Name); err == nil {
+	if found, err := a.Store.VM(ctx, want.Name); err == nil {
+		if task.TakenOver(ctx) && found.Spec.Request == task.Key(ctx) {
+			return found, nil // an execution of this request that ended midway made it
+		}
 		return vm, fault.New(fault.Exists, "there is one of that name: see godwit vm ls")
 	} else if !fault.Is(err, fault.NotFound) {
 		return vm, err
@@ -94,7 +105,7 @@ func (a *Agent) create(ctx context.Context, want CreateVM) (vm inventory.VM, err
 		return vm, err
 	}
 	vm = inventory.VM{
-		ID: inventory.NewVMID(), Spec: spec,
+		ID: id, Spec: spec,
 		Run:    inventory.VMRun{Owner: a.Host(), Wanted: inventory.PowerOff},
 		Status: inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()},
 	}
@@ -110,7 +121,7 @@ func (a *Agent) spec(ctx context.Context, want CreateVM) (inventory.VMSpec, erro
 	spec := inventory.VMSpec{
 		Name: want.Name, UUID: inventory.NewUUID(), CPUs: want.CPUs, Memory: want.Memory, Machine: a.abilities.Machine(),
 		CPUModel: want.CPUModel, Boot: want.Boot, Created: time.Now(),
-		Layout: inventory.LayoutNew, Display: want.Display,
+		Layout: inventory.LayoutNew, Display: want.Display, Request: task.Key(ctx),
 	}
 	spec.Boot.Vars = inventory.File{} // they are made, never chosen
 	var bad []string
@@ -232,6 +243,9 @@ func (a *Agent) images(ctx context.Context, want CreateVM, spec *inventory.VMSpe
 		}
 		return all
 	}
+	if err := a.intend(ctx, want, spec); err != nil {
+		return undo, err
+	}
 	for i := range spec.Disks {
 		d := &spec.Disks[i]
 		path, err := a.file(d.File)
@@ -257,6 +271,32 @@ func (a *Agent) images(ctx context.Context, want CreateVM, spec *inventory.VMSpe
 		d.Size = image.Virtual
 	}
 	return undo, nil
+}
+
+// intend clears away what an execution of the same request that ended midway made of the images, and records which are made now: a file that
+// was there before is in no such record, and is left alone.
+func (a *Agent) intend(ctx context.Context, want CreateVM, spec *inventory.VMSpec) error {
+	var fresh []string
+	for i, d := range spec.Disks {
+		path, err := a.file(d.File)
+		if err != nil || want.Disks[i].Size == 0 {
+			continue // said below
+		}
+		name := string(d.File.Datastore) + "/" + d.File.Path // hosts may mount it elsewhere
+		if task.Intended(ctx, name) {
+			if other, err := a.usedBy(ctx, d.File); err != nil {
+				return err
+			} else if other == "" {
+				if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return fault.New(fault.Internal, "image of an earlier try: %w", err)
+				}
+			}
+		}
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			fresh = append(fresh, name)
+		}
+	}
+	return task.Intend(ctx, fresh...)
 }
 
 // usedBy names the VM that has the image as a disk already.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -34,6 +35,7 @@ func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.C
 		}
 		if now != last && ctx.Err() == nil {
 			a.Log.LogAttrs(ctx, slog.LevelWarn, "loop", slog.String("kind", string(kind)), slog.String("err", now))
+			a.noteTrouble(ctx, kind, err, last)
 			last = now
 		}
 		select {
@@ -165,6 +167,15 @@ func (a *Agent) keepStatus(ctx context.Context) {
 
 // CreateNetwork makes a layer-2 segment and returns it; the gateway of a subnet for which no host was named is here.
 func (a *Agent) CreateNetwork(ctx context.Context, n inventory.Network) (inventory.Network, error) {
+	made := n
+	err := a.tasks.Run(ctx, "network.create", string(n.ID), string(n.ID), func(ctx context.Context, _ *task.Task) (err error) {
+		made, err = a.createNetwork(ctx, n)
+		return err
+	})
+	return made, err
+}
+
+func (a *Agent) createNetwork(ctx context.Context, n inventory.Network) (inventory.Network, error) {
 	if err := checkNetwork(n); err != nil {
 		return n, err
 	}

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"strings"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -40,8 +42,9 @@ func (a *Agent) CreateToken(ctx context.Context, life time.Duration) (string, er
 	if err != nil {
 		return "", err
 	}
-	err = a.writer.CreateToken(ctx, store.Token{ID: token.ID, SecretHash: token.SecretHash(), Expires: time.Now().Add(life)})
-	return token.Text(), err
+	return token.Text(), a.tasks.Run(ctx, "token.create", token.ID, "", func(ctx context.Context, _ *task.Task) error {
+		return a.writer.CreateToken(ctx, store.Token{ID: token.ID, SecretHash: token.SecretHash(), Expires: time.Now().Add(life)})
+	})
 }
 
 // Join takes a host into the cluster. The key is signed first, since a malformed request must not spend the token, and
@@ -61,5 +64,8 @@ func (a *Agent) Join(ctx context.Context, text string, host inventory.HostID, cs
 	if err := a.writer.UseToken(ctx, token.ID, token.SecretHash(), host); err != nil {
 		return Welcome{}, err
 	}
+	a.tasks.Event(ctx, inventory.Event{
+		Kind: "host.joined", Object: string(host), ObjectName: string(host), Message: "at " + strings.Join(addresses, ", ") + ", with token " + token.ID,
+	})
 	return Welcome{Cluster: a.Identity.Cluster(), CA: a.Identity.CA(), Certificate: certificate, StoreEndpoints: a.Endpoints}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/journal"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -34,26 +35,43 @@ func (a *Agent) Migrate(ctx context.Context, want MigrateVM) (inventory.Migratio
 	if want.Bandwidth < 0 || want.DowntimeMax < 0 {
 		return inventory.Migration{}, fault.Wrap("migrate", name, fault.New(fault.Invalid, "bandwidth and pause cannot be negative"))
 	}
-	m := inventory.Migration{ID: inventory.NewMigrationID(), Spec: inventory.MigrationSpec{
-		VM: vm.ID, VMName: vm.Spec.Name, Source: a.Host(), Target: want.Target, Bandwidth: want.Bandwidth,
-		DowntimeMax: want.DowntimeMax, Requested: time.Now(), By: "administrator",
-	}}
-	reasons, err := a.admit(ctx, m, vm)
-	if err != nil {
+	if want.DryRun {
+		_, err := a.beginMigration(ctx, want, vm)
 		return inventory.Migration{}, fault.Wrap("migrate", name, err)
 	}
+	return a.migrateTask(ctx, vm, func(ctx context.Context) (inventory.Migration, error) {
+		m, err := a.beginMigration(ctx, want, vm)
+		return m, fault.Wrap("migrate", name, err)
+	})
+}
+
+// beginMigration admits, records and begins a migration, unless an earlier execution of the same request did.
+func (a *Agent) beginMigration(ctx context.Context, want MigrateVM, vm inventory.VM) (inventory.Migration, error) {
+	m := inventory.Migration{ID: inventory.MigrationID(task.ID(ctx, "mig-")), Spec: inventory.MigrationSpec{
+		VM: vm.ID, VMName: vm.Spec.Name, Source: a.Host(), Target: want.Target, Bandwidth: want.Bandwidth,
+		DowntimeMax: want.DowntimeMax, Requested: time.Now(), By: caller(ctx),
+	}}
+	if task.TakenOver(ctx) {
+		if found, err := a.Migration(ctx, m.ID); err == nil || !fault.Is(err, fault.NotFound) {
+			return found, err
+		}
+	}
+	reasons, err := a.admit(ctx, m, vm)
+	if err != nil {
+		return inventory.Migration{}, err
+	}
 	if len(reasons) > 0 {
-		return inventory.Migration{}, fault.Wrap("migrate", name, fault.Refuse(fault.Incompatible, reasons))
+		return inventory.Migration{}, fault.Refuse(fault.Incompatible, reasons)
 	}
 	if want.DryRun {
 		return inventory.Migration{}, nil
 	}
 	if err := a.writer.CreateMigration(ctx, m); err != nil {
-		return inventory.Migration{}, fault.Wrap("migrate", name, err)
+		return inventory.Migration{}, err
 	}
 	if err := a.drive(ctx, m); err != nil {
 		a.abandon(ctx, m, err.Error())
-		return m, fault.Wrap("migrate", name, err)
+		return m, err
 	}
 	return m, nil
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -75,8 +76,20 @@ func (a *Agent) Stop(ctx context.Context, id inventory.VMID, force bool, grace t
 	if err != nil {
 		return inventory.VM{}, err
 	}
+	stopped := inventory.VM{}
+	err = a.tasks.Run(ctx, "vm.stop", string(id), v.record().Spec.Name, func(ctx context.Context, t *task.Task) (err error) {
+		if !force {
+			t.Progress(0, 0, "the guest was asked to shut down")
+		}
+		stopped, err = a.stop(ctx, v, force, grace)
+		return err
+	})
+	return stopped, err
+}
+
+func (a *Agent) stop(ctx context.Context, v *vm, force bool, grace time.Duration) (inventory.VM, error) {
 	name := "vm " + v.record().Spec.Name
-	err = v.do(ctx, func(ctx context.Context) error { return v.stop(ctx, force) })
+	err := v.do(ctx, func(ctx context.Context) error { return v.stop(ctx, force) })
 	if err != nil || force {
 		return a.live(v.record()), fault.Wrap("stop", name, err)
 	}
@@ -97,6 +110,9 @@ func (a *Agent) Stop(ctx context.Context, id inventory.VMID, force bool, grace t
 				v.log.LogAttrs(ctx, slog.LevelDebug, "power button not pressed", slog.Any("err", err))
 			}
 		case <-within.Done():
+			if ctx.Err() != nil { // the task was canceled, or the agent ends: nobody gave up on the guest
+				return inventory.VM{}, fault.Wrap("stop", name, ctx.Err())
+			}
 			return inventory.VM{}, fault.Wrap("stop", name, fault.New(fault.Unavailable,
 				"the guest did not shut down within %v and runs on: wait longer with --grace, or cut its power with --force", grace))
 		}
@@ -109,8 +125,10 @@ func (a *Agent) Destroy(ctx context.Context, id inventory.VMID, deleteDisks bool
 	if err != nil {
 		return err
 	}
-	name := "vm " + v.record().Spec.Name
-	return fault.Wrap("destroy", name, v.do(ctx, func(ctx context.Context) error { return v.destroy(ctx, deleteDisks) }))
+	name := v.record().Spec.Name
+	return a.tasks.Run(ctx, "vm.destroy", string(id), name, func(ctx context.Context, _ *task.Task) error {
+		return fault.Wrap("destroy", "vm "+name, v.do(ctx, func(ctx context.Context) error { return v.destroy(ctx, deleteDisks) }))
+	})
 }
 
 // change runs f in the VM's loop and returns the VM as it is then.
@@ -119,16 +137,18 @@ func (a *Agent) change(ctx context.Context, op string, id inventory.VMID, f func
 	if err != nil {
 		return inventory.VM{}, fault.Wrap(op, "", err)
 	}
-	err = v.do(ctx, func(ctx context.Context) error {
-		if v.source != nil || v.target != nil {
-			return errMigrating
-		}
-		if err := v.free(); err != nil {
-			return err
-		}
-		return f(ctx, v)
+	err = a.tasks.Run(ctx, "vm."+op, string(id), v.record().Spec.Name, func(ctx context.Context, _ *task.Task) error {
+		return fault.Wrap(op, "vm "+v.record().Spec.Name, v.do(ctx, func(ctx context.Context) error {
+			if v.source != nil || v.target != nil {
+				return errMigrating
+			}
+			if err := v.free(); err != nil {
+				return err
+			}
+			return f(ctx, v)
+		}))
 	})
-	return a.live(v.record()), fault.Wrap(op, "vm "+v.record().Spec.Name, err)
+	return a.live(v.record()), err
 }
 
 // must refuses unless the VM is in one of the states, and says what to do first.

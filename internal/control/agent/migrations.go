@@ -108,7 +108,7 @@ func (a *Agent) CancelMigration(ctx context.Context, id inventory.MigrationID) (
 		return m, err
 	}
 	if _, s := a.liveMigration(m); s != nil {
-		if err := s.Cancel(ctx, "administrator"); err != nil {
+		if err := s.Cancel(ctx, caller(ctx)); err != nil {
 			return refuse("%w", err)
 		}
 		return a.Migration(ctx, id)

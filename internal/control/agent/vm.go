@@ -180,6 +180,7 @@ func (v *vm) state(ctx context.Context, state inventory.VMState, detail string) 
 	v.mu.Unlock()
 	if old != state {
 		v.log.LogAttrs(ctx, slog.LevelInfo, "vm", slog.String("from", old.String()), slog.String("to", state.String()), slog.String("why", detail))
+		v.noteState(ctx, old, state, detail)
 	}
 	v.writeStatus(ctx)
 }

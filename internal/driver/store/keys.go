@@ -18,6 +18,9 @@ const (
 	rootMigration = rootKey + "migration/"
 	rootToken     = rootKey + "token/"
 	rootMAC       = rootKey + "mac/"
+	rootTask      = rootKey + "task/"
+	rootEvent     = rootKey + "event/"
+	rootRequest   = rootKey + "request/"
 )
 
 // The parts of objects.
@@ -35,6 +38,9 @@ func keyHost(id inventory.HostID, part string) string { return rootHost + string
 func keyNetwork(id inventory.NetworkID) string        { return rootNetwork + string(id) + "/" + partSpec }
 func keyMAC(mac string) string                        { return rootMAC + mac }
 func keyToken(id string) string                       { return rootToken + id }
+func keyTask(id inventory.TaskID, part string) string { return rootTask + string(id) + "/" + part }
+func keyEvent(id inventory.EventID) string            { return rootEvent + string(id) }
+func keyRequest(key string) string                    { return rootRequest + key }
 
 func keyMigration(id inventory.MigrationID, part string) string {
 	return rootMigration + string(id) + "/" + part

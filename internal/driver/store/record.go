@@ -55,6 +55,10 @@ var (
 	migrationSpecs    = newCodec("migration/spec", wire.MigrationSpec, wire.FromMigrationSpec)
 	migrationStatuses = newCodec("migration/status", wire.MigrationStatus, wire.FromMigrationStatus)
 	tokens            = newCodec("token", tokenMessage, fromTokenMessage)
+	taskSpecs         = newCodec("task/spec", wire.TaskSpec, wire.FromTaskSpec)
+	taskStatuses      = newCodec("task/status", wire.TaskStatus, wire.FromTaskStatus)
+	eventRecords      = newCodec("event", wire.Event, wire.FromEvent)
+	requestRecords    = newCodec("request", wire.Request, wire.FromRequest)
 	clusters          = newCodec("cluster", wrapperspb.String, (*wrapperspb.StringValue).GetValue)
 )
 
@@ -65,6 +69,8 @@ var blanks = map[string]func() proto.Message{
 	hostSpecs.kind: hostSpecs.blank, hostStatuses.kind: hostStatuses.blank, hostEpochs.kind: hostEpochs.blank,
 	networkSpecs.kind: networkSpecs.blank, migrationSpecs.kind: migrationSpecs.blank,
 	migrationStatuses.kind: migrationStatuses.blank, tokens.kind: tokens.blank, clusters.kind: clusters.blank,
+	taskSpecs.kind: taskSpecs.blank, taskStatuses.kind: taskStatuses.blank, eventRecords.kind: eventRecords.blank,
+	requestRecords.kind: requestRecords.blank,
 }
 
 // storedVMStatus leaves out usage and guest: the store never holds telemetry.

@@ -21,6 +21,9 @@
 //	/godwit/migration/ID/spec           who asked
 //	/godwit/migration/ID/status         the source's agent, later the target's
 //	/godwit/token/ID                    the host that made it; used once
+//	/godwit/task/ID/spec|status         the host that does the work
+//	/godwit/event/ID                    the host that saw it, once; ids sort by time
+//	/godwit/request/KEY                 the host that executes the call of that idempotency key
 //
 // # Versions
 //
@@ -81,6 +84,9 @@ type Store struct {
 	failure        *lastFailure
 	where          string // endpoints, for messages
 	migrationsKept int
+	tasksKept      int
+	eventsKept     int
+	requestsKept   int
 }
 
 // Open connects to the store and proves with one read that it answers. Without an answer in CallTimeout it is
@@ -102,7 +108,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
-	s := &Store{client: client, failure: failure, where: strings.Join(cfg.Endpoints, ", "), migrationsKept: MigrationsKept}
+	s := &Store{client: client, failure: failure, where: strings.Join(cfg.Endpoints, ", "), migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, requestsKept: RequestsKept}
 	if _, err := s.get(ctx, keyCluster); err != nil {
 		_ = client.Close() // it never worked; err says why
 		return nil, err

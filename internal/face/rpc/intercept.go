@@ -33,9 +33,12 @@ func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.St
 	}
 }
 
-func encode(err error) error {
+func encode(err error) error { return wire.Fault(plain(err)) }
+
+// plain reads an error of another host's API back into a fault.
+func plain(err error) error {
 	if _, ok := errors.AsType[*connect.Error](err); ok {
-		err = wire.FromFault(err)
+		return wire.FromFault(err)
 	}
-	return wire.Fault(err)
+	return err
 }

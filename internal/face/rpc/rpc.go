@@ -43,11 +43,13 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 		compressed = math.MaxInt32 // never: it has no way to go that would be shorter
 	}
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(faults{}), connect.WithReadMaxBytes(callers.Limits.RequestBytes), connect.WithCompressMinBytes(compressed),
+		connect.WithInterceptors(faults{}, calls{a.Keeper()}), connect.WithReadMaxBytes(callers.Limits.RequestBytes), connect.WithCompressMinBytes(compressed),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
 	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{agent: a}, options...))
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
+	mux.Handle(godwitv1connect.NewTaskServiceHandler(&tasks{a}, options...))
+	mux.Handle(godwitv1connect.NewEventServiceHandler(&events{a}, options...))
 	if !local {
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
 		mux.Handle(godwitv1connect.NewMoveServiceHandler(&movings{a}, options...))
@@ -88,11 +90,15 @@ func markForwarded(a *agent.Agent) connect.ClientOption {
 
 type mark struct{ by string }
 
-// on marks a call's header.
+// on marks a call's header, and passes on who calls and with which key.
 func (m mark) on(ctx context.Context, header http.Header) {
 	header.Set(forwarded, m.by)
-	if by := task.CallerOf(ctx).Name; by != "" {
-		header.Set(original, by)
+	who := task.CallerOf(ctx)
+	if who.Name != "" {
+		header.Set(original, who.Name)
+	}
+	if who.Request != "" {
+		header.Set(KeyHeader, who.Request)
 	}
 }
 

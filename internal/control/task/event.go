@@ -1,0 +1,93 @@
+package task
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// The bounds of events.
+const (
+	eventsMax  = 1000        // that wait to be written; beyond it the oldest go, are counted, and the count is an event
+	flapBurst  = 5           // events of one kind about one object in a flapWindow; the rest are counted
+	flapWindow = time.Minute // then the count is told with the last of them
+	flapsMax   = 4096        // objects and kinds that are counted
+)
+
+type flapKey struct{ kind, object string }
+
+// flap counts the events of one kind about one object.
+type flap struct {
+	since time.Time
+	seen  int
+	last  inventory.Event // the last one that was held back
+}
+
+// Event notes that something happened. Time, host, who caused it and the task that it is part of are filled in where they are empty, from
+// ctx. It never blocks: it is written later, in order, when the store takes it. Of what happens over and over, flapBurst events of
+// a kind about an object are noted in a flapWindow, and then how many more there were. Telemetry does not belong here.
+func (k *Keeper) Event(ctx context.Context, e inventory.Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	if e.By == "" {
+		e.By = CallerOf(ctx).Name
+	}
+	if t := of(ctx); e.Task == "" && t != nil {
+		e.Task = t.record.ID
+	}
+	e.Host = k.host
+	e.Object, e.ObjectName, e.By, e.Message = clean(e.Object), clean(e.ObjectName), clean(e.By), clean(e.Message)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key := flapKey{e.Kind, e.Object}
+	f := k.flaps[key]
+	if f == nil || e.Time.Sub(f.since) > flapWindow && f.seen <= flapBurst {
+		if len(k.flaps) >= flapsMax {
+			clear(k.flaps) // counting anew is the lesser evil
+		}
+		f = &flap{since: e.Time}
+		k.flaps[key] = f
+	}
+	if f.seen++; f.seen > flapBurst {
+		f.last = e
+		return
+	}
+	k.note(e)
+}
+
+// note queues the event. The Keeper's lock is held. Events of a host get strictly growing times, by which their ids sort.
+func (k *Keeper) note(e inventory.Event) {
+	if !e.Time.After(k.last) {
+		e.Time = k.last.Add(time.Nanosecond)
+	}
+	k.last = e.Time
+	e.ID = inventory.NewEventID(e.Time)
+	if len(k.events) >= eventsMax {
+		k.events = k.events[1:]
+		k.dropped++
+	}
+	k.events = append(k.events, e)
+	k.rouse()
+}
+
+// settleFlaps tells the counts of windows that are over.
+func (k *Keeper) settleFlaps(now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for key, f := range k.flaps {
+		if now.Sub(f.since) <= flapWindow {
+			continue
+		}
+		delete(k.flaps, key)
+		if more := f.seen - flapBurst; more > 0 {
+			e := f.last
+			if more > 1 {
+				e.Message += fmt.Sprintf(" (the last of %d more since %s)", more, f.since.UTC().Format(time.TimeOnly))
+			}
+			k.note(e)
+		}
+	}
+}
