@@ -26,6 +26,9 @@ type client struct {
 	hosts      godwitv1connect.HostServiceClient
 	vms        godwitv1connect.VMServiceClient
 	migrations godwitv1connect.MigrationServiceClient
+	tasks      godwitv1connect.TaskServiceClient
+	events     godwitv1connect.EventServiceClient
+	requests   *requests
 }
 
 func newClient(cmd *cobra.Command) (*client, error) {
@@ -43,12 +46,19 @@ func newClient(cmd *cobra.Command) (*client, error) {
 			return dialer.DialContext(ctx, "unix", socket)
 		},
 	}}
-	options := []connect.ClientOption{connect.WithInterceptors(faults{socket: socket})}
 	const base = "http://agent"
+	requests, err := newRequests(cmd, socket, web, base)
+	if err != nil {
+		return nil, err
+	}
+	options := []connect.ClientOption{connect.WithInterceptors(requests, faults{socket: socket})}
 	return &client{
 		hosts:      godwitv1connect.NewHostServiceClient(web, base, options...),
 		vms:        godwitv1connect.NewVMServiceClient(web, base, options...),
 		migrations: godwitv1connect.NewMigrationServiceClient(web, base, options...),
+		tasks:      godwitv1connect.NewTaskServiceClient(web, base, options...),
+		events:     godwitv1connect.NewEventServiceClient(web, base, options...),
+		requests:   requests,
 	}, nil
 }
 
@@ -81,5 +91,11 @@ func (f faults) read(err error) error {
 		}
 		return fault.New(fault.Unavailable, "no agent answers at %s: start one with \"godwit run\", or name its socket with --socket", f.socket)
 	}
+	if broke, is := errors.AsType[*connect.Error](err); is && len(broke.Details()) == 0 && broke.Code() == connect.CodeUnavailable {
+		return fault.New(fault.Unavailable, "%w: %w", errConnection, broke.Unwrap())
+	}
 	return wire.FromFault(err)
 }
+
+// errConnection is on the path of an error of the transport: the agent's answer was not heard.
+var errConnection = errors.New("the connection to the agent was lost")

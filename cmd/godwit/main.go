@@ -118,8 +118,9 @@ QEMU does not answer; 130 canceled.`,
 	root.PersistentFlags().String("socket", defaultSocket, "unix socket of the agent to talk to")
 	root.PersistentFlags().String("config", config.DefaultFile, "configuration file of the host; the usual one may be missing")
 	root.PersistentFlags().Bool("json", false, "print JSON instead of a table")
+	root.PersistentFlags().String("request", "", "idempotency key of this call: repeated with it, it is done once; empty: a random one")
 	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
-	root.AddCommand(newHost(), newVM(), newMigration(), newNetwork(), newDatastore(), newDoctor(),
+	root.AddCommand(newHost(), newVM(), newMigration(), newTask(), newEvent(), newNetwork(), newDatastore(), newDoctor(),
 		newConfig(), newSupportBundle(), newInit(), newToken(), newJoin(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
 		newVersion(), newCompletion(), newMan())
 	tidyArgs(root)

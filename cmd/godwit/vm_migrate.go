@@ -23,8 +23,8 @@ func newVMMigrate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "migrate VM --to HOST", Short: "Move a running VM to another host", Args: cobra.ExactArgs(1),
 		Long: `Migrate moves a running VM to another host while it runs, and shows how it goes. Everything that stands
-against it is listed at once; --dry-run stops there. Ctrl-C leaves the migration running; "godwit
-migration cancel" ends it, and the VM runs on where it was.`,
+against it is listed at once; --dry-run stops there. Ctrl-C leaves the migration running and names its
+task; "godwit task cancel" ends it, and the VM runs on where it was.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if target == "" {
 				return usageError{fault.New(fault.Invalid, "name the target host with --to: see godwit host ls")}
@@ -84,6 +84,9 @@ func followMigration(cmd *cobra.Command, c *client, id string) error {
 	}
 	show.done()
 	if err := stream.Err(); err != nil {
+		if cmd.Context().Err() != nil {
+			return c.requests.goesOn(cmd.Context(), c.requests.key)
+		}
 		return faults{socket: socketOf(cmd)}.read(err)
 	}
 	if last == nil {

@@ -294,7 +294,7 @@ func (a *Agent) migrationEnded(ctx context.Context, t *task.Task, m inventory.Mi
 		t.Progress(int64(m.Status.Progress.Total), int64(m.Status.Progress.Total), "the VM runs on "+string(m.Spec.Target))
 		return nil
 	case inventory.Canceled:
-		return fault.New(fault.Canceled, "%s was canceled: the VM runs on at %s", m.ID, m.Spec.Source)
+		return fault.New(fault.Canceled, "canceled, with %s: the VM runs on at %s", m.ID, m.Spec.Source)
 	}
 	if len(m.Status.Reasons) > 0 {
 		return fault.Refuse(fault.Incompatible, m.Status.Reasons)

@@ -41,10 +41,18 @@ const watchEvery = 100 * time.Millisecond
 // ErrGoesOn is returned by an operation that goes on without this agent: its task is not over, and the next agent takes it up with Resume.
 var ErrGoesOn = errors.New("it goes on without this agent")
 
-var (
-	errCanceled  = errors.New("canceled")
-	errAgentEnds = errors.New("the agent ends")
-)
+var errAgentEnds = errors.New("the agent ends")
+
+// canceledError is the cause of an operation's end that somebody asked for.
+type canceledError struct{ by string }
+
+// Error says who asked.
+func (c canceledError) Error() string {
+	if c.by == "" {
+		return "canceled"
+	}
+	return "canceled by " + c.by
+}
 
 // Keeper runs the tasks of one host. Its methods may be called by many goroutines.
 type Keeper struct {
@@ -252,7 +260,10 @@ func (k *Keeper) end(op context.Context, t *Task, err error) error {
 		}
 	case broken: // on request, or because what it follows was
 		state = inventory.TaskCanceled
-		err = fault.New(fault.Canceled, "%s was canceled: %w", t.record.ID, err)
+		if by, ok := errors.AsType[canceledError](cause); ok {
+			err = by
+		}
+		err = fault.New(fault.Canceled, "%s was %w", t.record.ID, err)
 	default:
 		state = inventory.TaskFailed
 	}
@@ -371,7 +382,7 @@ func (k *Keeper) Cancel(ctx context.Context, id inventory.TaskID) (inventory.Tas
 			return refuse("it cannot be canceled any more: %w", err)
 		}
 	} else {
-		t.cancel(errCanceled)
+		t.cancel(canceledError{clean(CallerOf(ctx).Name)})
 	}
 	t.mu.Lock()
 	t.record.Spec.Canceled = true

@@ -48,6 +48,7 @@ var keyed = map[string]keeping{
 	"VMService/CloneVM":     recorded,
 	"VMService/SetTemplate": recorded,
 	"VMService/MoveVM":      recorded,
+	"VMService/SetVM":       recorded,
 	"VMService/AddDisk":     recorded,
 	"VMService/RemoveDisk":  recorded,
 	"VMService/GrowDisk":    recorded,
