@@ -47,7 +47,7 @@ func newClient(cmd *cobra.Command) (*client, error) {
 		},
 	}}
 	const base = "http://agent"
-	requests, err := newRequests(cmd, socket, web, base)
+	requests, err := newRequests(cmd, web, base)
 	if err != nil {
 		return nil, err
 	}
@@ -69,6 +69,9 @@ type faults struct{ socket string }
 func (f faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
 		resp, err := next(ctx, req)
+		if broke, is := errors.AsType[*connect.Error](err); is && !connect.IsWireError(err) && !refused(err) && ctx.Err() == nil {
+			return resp, fault.New(fault.Unavailable, "%w: %w", errConnection, broke.Unwrap())
+		}
 		return resp, f.read(err)
 	}
 }
@@ -84,17 +87,19 @@ func (f faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.
 }
 
 func (f faults) read(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "dial" {
+	if refused(err) {
 		if errors.Is(err, fs.ErrPermission) {
 			return fault.New(fault.Denied, "this user may not use the agent's socket %s: be root, or in the group that socket-group names in the configuration", f.socket)
 		}
 		return fault.New(fault.Unavailable, "no agent answers at %s: start one with \"godwit run\", or name its socket with --socket", f.socket)
 	}
-	if broke, is := errors.AsType[*connect.Error](err); is && len(broke.Details()) == 0 && broke.Code() == connect.CodeUnavailable {
-		return fault.New(fault.Unavailable, "%w: %w", errConnection, broke.Unwrap())
-	}
 	return wire.FromFault(err)
+}
+
+// refused reports whether nobody listens at the socket: the call was not sent.
+func refused(err error) bool {
+	op, is := errors.AsType[*net.OpError](err)
+	return is && op.Op == "dial"
 }
 
 // errConnection is on the path of an error of the transport: the agent's answer was not heard.

@@ -33,8 +33,11 @@ kept for a week, and 5000 of them. With --json each event is one line. An event 
 write at once, because the store was away, comes late with --follow.`,
 		Example: "  godwit event ls --since 1h --object web-1\n  godwit event ls --follow",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if since < 0 || limit < 0 {
-				return usageError{fault.New(fault.Invalid, "--since %v, --limit %d: give values that are not negative", since, limit)}
+			if since < 0 {
+				return usageError{fault.New(fault.Invalid, "--since %v: say how long ago, like 1h", since)}
+			}
+			if limit < 0 {
+				return usageError{fault.New(fault.Invalid, "--limit %d: give a number that is not negative", limit)}
 			}
 			c, err := newClient(cmd)
 			if err != nil {

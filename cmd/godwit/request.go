@@ -5,8 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -37,15 +35,14 @@ const (
 // requests gives each changing call of one command an idempotency key, repeats it once when the connection is lost, shows its task's
 // progress, and says on Ctrl-C which task goes on.
 type requests struct {
-	key    string
-	socket string
-	tasks  godwitv1connect.TaskServiceClient
+	key   string
+	tasks godwitv1connect.TaskServiceClient
 
 	mu   sync.Mutex
 	used int // changing calls so far
 }
 
-func newRequests(cmd *cobra.Command, socket string, web *http.Client, base string) (*requests, error) {
+func newRequests(cmd *cobra.Command, web *http.Client, base string) (*requests, error) {
 	key, err := cmd.Flags().GetString("request")
 	if err != nil {
 		return nil, err
@@ -55,7 +52,7 @@ func newRequests(cmd *cobra.Command, socket string, web *http.Client, base strin
 	} else if err := inventory.CheckRequestKey(key); err != nil {
 		return nil, usageError{err}
 	}
-	return &requests{key: key, socket: socket, tasks: godwitv1connect.NewTaskServiceClient(web, base)}, nil
+	return &requests{key: key, tasks: godwitv1connect.NewTaskServiceClient(web, base)}, nil
 }
 
 // next returns the key of the command's next changing call: the first has the command's own, and the others count on, so that a repeat of
@@ -103,10 +100,7 @@ func (r *requests) WrapStreamingHandler(next connect.StreamingHandlerFunc) conne
 
 // lost reports whether the connection broke while the call was under way: nobody knows whether it was executed.
 func lost(ctx context.Context, err error) bool {
-	if err == nil || ctx.Err() != nil {
-		return false
-	}
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, errConnection)
+	return ctx.Err() == nil && errors.Is(err, errConnection)
 }
 
 // waitForAgent waits until an agent answers at the socket again.
@@ -115,9 +109,8 @@ func (r *requests) waitForAgent(ctx context.Context) bool {
 	ctx, done := context.WithTimeout(ctx, agentBackMax)
 	defer done()
 	for {
-		dialer := net.Dialer{Timeout: dialTimeout}
-		if conn, err := dialer.DialContext(ctx, "unix", r.socket); err == nil {
-			_ = conn.Close() // nothing was sent
+		// Any answer will do; one that dies may still take the connection.
+		if _, err := r.tasks.GetTask(ctx, connect.NewRequest(&godwitv1.GetTaskRequest{})); err == nil || connect.IsWireError(err) {
 			return true
 		}
 		select {

@@ -81,15 +81,16 @@ func (k *Keeper) Once(ctx context.Context, call Call, f func(context.Context) ([
 			return k.first(ctx, r, f)
 		}
 		k.mu.Unlock()
-		if r.call.Procedure != call.Procedure || !bytes.Equal(r.call.Hash, call.Hash) {
-			return nil, otherMessage(call.Key)
-		}
 		select {
 		case <-r.over:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if r.keep {
+		switch {
+		case !r.keep:
+		case r.call.Procedure != call.Procedure || !bytes.Equal(r.call.Hash, call.Hash):
+			return nil, otherMessage(call.Key)
+		default:
 			return r.answer, r.err
 		}
 	}
@@ -102,8 +103,9 @@ func otherMessage(key string) error {
 // first executes the call and lets those who repeat it have the answer.
 func (k *Keeper) first(ctx context.Context, r *request, f func(context.Context) ([]byte, error)) ([]byte, error) {
 	defer close(r.over)
-	r.answer, r.err = k.execute(ctx, r.call, f)
-	r.keep = !transient(r.err)
+	var final bool
+	r.answer, final, r.err = k.execute(ctx, r.call, f)
+	r.keep = final && !transient(r.err)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !r.keep {
@@ -126,29 +128,31 @@ func transient(err error) bool {
 	return false
 }
 
-// execute asks the store for an answer, and executes the call when there is none.
-func (k *Keeper) execute(ctx context.Context, call Call, f func(context.Context) ([]byte, error)) ([]byte, error) {
+// execute asks the store for an answer, and executes the call when there is none. final says that the answer may be kept in memory: that of
+// a durable call which this host did not claim stands in the store, or was a refusal that changed nothing.
+func (k *Keeper) execute(ctx context.Context, call Call, f func(context.Context) ([]byte, error)) (answer []byte, final bool, err error) {
 	k.mu.Lock()
 	records := k.records
 	k.mu.Unlock()
 	if !call.Durable || records == nil {
-		return f(ctx)
+		answer, err = f(ctx)
+		return answer, true, err
 	}
 	for {
 		s := &scope{keeper: k, call: call}
 		found, err := k.recorded(ctx, records, s)
-		if err != nil || found != nil {
-			if err != nil {
-				return nil, err
-			}
-			return answerOf(*found)
+		if err != nil {
+			return nil, false, err
 		}
-		answer, err := f(context.WithValue(ctx, scopeKey{}, s))
+		if found != nil {
+			answer, err = answerOf(*found)
+			return answer, false, err
+		}
+		answer, err = f(context.WithValue(ctx, scopeKey{}, s))
 		if errors.Is(err, errElsewhere) {
 			continue
 		}
-		s.finish(answer, err)
-		return answer, err
+		return answer, s.finish(answer, err), err
 	}
 }
 
@@ -221,13 +225,13 @@ func claim(ctx context.Context, id inventory.TaskID) error {
 	return nil
 }
 
-// finish records the answer of a claimed request; a failure is made good later.
-func (s *scope) finish(answer []byte, err error) {
+// finish records the answer of a claimed request; a failure is made good later. It reports whether the request was claimed.
+func (s *scope) finish(answer []byte, err error) bool {
 	s.mu.Lock()
 	claimed := s.claimed
 	s.mu.Unlock()
 	if !claimed {
-		return
+		return false
 	}
 	write := func(ctx context.Context, records Records) error { return records.DropRequest(ctx, s.call.Key) }
 	if !transient(err) && len(answer) <= answerMax {
@@ -255,6 +259,7 @@ func (s *scope) finish(answer []byte, err error) {
 	if write(within, records) != nil {
 		k.writeSoon(write)
 	}
+	return true
 }
 
 // TakenOver reports whether ctx's request was begun by an agent that ended before it had an answer: what it made may be there.
