@@ -321,7 +321,7 @@ func (o *office) killAgent(t *testing.T) {
 	wait, _ := o.stop(t, o.Hosts[1])
 	task := o.running(t, o.Hosts[2], "vm.stop")
 	o.stored(t, task.GetId()) // what is in no memory any more must be in the store
-	kill(t, o.Hosts[0], "agent")
+	restart{Host: o.Hosts[0]}.replace(t, syscall.SIGKILL, "agent")
 	if code, said := wait(); code != 6 {
 		t.Errorf("who asked for it got exit code %d: %s", code, said)
 	}

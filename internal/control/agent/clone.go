@@ -31,7 +31,12 @@ func (a *Agent) Clone(ctx context.Context, id inventory.VMID, want CloneVM) (clo
 	}
 	name := v.record().Spec.Name
 	err = a.tasks.Run(ctx, "vm.clone", string(id), name, func(ctx context.Context, t *task.Task) error {
-		if _, err := a.Store.VM(ctx, want.Name); err == nil {
+		if found, err := a.Store.VM(ctx, want.Name); err == nil {
+			if task.TakenOver(ctx) && found.Spec.Request == task.Key(ctx) {
+				clone = found // an execution of this request that ended midway made it
+				t.Result(string(clone.ID))
+				return nil
+			}
 			return fault.New(fault.Exists, "there is a vm %s already: see godwit vm ls", want.Name)
 		}
 		clone, err = a.clone(ctx, v, want, t)
@@ -66,6 +71,7 @@ func (a *Agent) clone(ctx context.Context, v *vm, want CloneVM, t *task.Task) (c
 	if err != nil {
 		return clone, err
 	}
+	clone.Spec.Request = task.Key(ctx)
 	if err := a.admitCopies(copies, clone.Spec); err != nil {
 		return clone, err
 	}

@@ -38,11 +38,12 @@ const (
 	writeMax      = 5 * time.Second // one call
 	batchMax      = 40              // tasks, and events, in one call
 	forgetEvery   = 10 * time.Minute
-	forgetAfter   = 50               // ended tasks or events since the last time, whatever the time
-	forgetFirst   = 10 * time.Second // after the start
-	endMax        = 5 * time.Second  // for tasks to end with the agent
-	flushMax      = time.Second      // for the last writes, when the store is away
-	lateMax       = 1000             // answers that wait to be written
+	forgetAfter   = 50                     // ended tasks or events since the last time, whatever the time
+	forgetFirst   = 10 * time.Second       // after the start
+	endMax        = time.Second            // for tasks to end with the agent
+	flushMax      = 300 * time.Millisecond // for the last writes, when the store is away
+	answerWait    = time.Second            // for a request's answer to be written before its caller has it
+	lateMax       = 1000                   // answers that wait to be written
 )
 
 // KeepIn says where tasks, events and requests are written.

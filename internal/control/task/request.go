@@ -254,7 +254,7 @@ func (s *scope) finish(answer []byte, err error) bool {
 	k.mu.Lock()
 	records := k.records
 	k.mu.Unlock()
-	within, done := context.WithTimeout(context.Background(), flushMax) // the caller may be gone
+	within, done := context.WithTimeout(context.Background(), answerWait) // the caller may be gone
 	defer done()
 	if write(within, records) != nil {
 		k.writeSoon(write)

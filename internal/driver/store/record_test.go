@@ -201,6 +201,11 @@ func TestEveryKindCanBeDumped(t *testing.T) {
 // SetMigrationsKept lets a test see migrations being forgotten without making a thousand.
 func (s *Store) SetMigrationsKept(n int) { s.migrationsKept = n }
 
+// SetKept lowers the bounds of tasks, events and requests.
+func (s *Store) SetKept(tasks, events, requests int) {
+	s.tasksKept, s.eventsKept, s.requestsKept = tasks, events, requests
+}
+
 // CompactNow forgets all history, as etcd does by itself once an hour.
 func (s *Store) CompactNow(ctx context.Context) error {
 	resp, err := s.get(ctx, keyCluster)
