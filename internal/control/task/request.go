@@ -152,7 +152,7 @@ func (k *Keeper) execute(ctx context.Context, call Call, f func(context.Context)
 		if errors.Is(err, errElsewhere) {
 			continue
 		}
-		return answer, s.finish(answer, err), err
+		return answer, s.finish(ctx, answer, err), err
 	}
 }
 
@@ -226,7 +226,7 @@ func claim(ctx context.Context, id inventory.TaskID) error {
 }
 
 // finish records the answer of a claimed request; a failure is made good later. It reports whether the request was claimed.
-func (s *scope) finish(answer []byte, err error) bool {
+func (s *scope) finish(ctx context.Context, answer []byte, err error) bool {
 	s.mu.Lock()
 	claimed := s.claimed
 	s.mu.Unlock()
@@ -254,7 +254,7 @@ func (s *scope) finish(answer []byte, err error) bool {
 	k.mu.Lock()
 	records := k.records
 	k.mu.Unlock()
-	within, done := context.WithTimeout(context.Background(), answerWait) // the caller may be gone
+	within, done := context.WithTimeout(context.WithoutCancel(ctx), answerWait) // the caller may be gone
 	defer done()
 	if write(within, records) != nil {
 		k.writeSoon(write)

@@ -134,6 +134,7 @@ func TestWhoPassesACallOnRecordsNothing(t *testing.T) {
 		}
 		for range 2 {
 			// The other host gets the call over the wire, without this one's context.
+			//nolint:contextcheck // that is the point
 			got, err := face.Once(t.Context(), call("k", 1, true), func(context.Context) ([]byte, error) { return pass(t.Context()) })
 			if err != nil || string(got) != "made" {
 				t.Errorf("passed on: %q, %v", got, err)

@@ -356,7 +356,7 @@ func TestKeeperTellsTheTruthInTheEnd(t *testing.T) {
 					err := k.Run(t.Context(), "a", "o", "", func(ctx context.Context, tk *task.Task) error {
 						id = tk.ID()
 						if p.cancel > 0 {
-							all.Go(func() {
+							all.Go(func() { //nolint:contextcheck // somebody else's
 								time.Sleep(p.cancel)
 								_, _ = k.Cancel(t.Context(), id) // too late at times
 							})

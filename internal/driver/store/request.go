@@ -62,7 +62,7 @@ func (w *Writer) ClaimRequest(ctx context.Context, r inventory.Request, again bo
 			if err != nil {
 				return r, false, err
 			}
-			if found.Done || !dead && !(own && again) {
+			if mayTake := dead || own && again; found.Done || !mayTake {
 				return found, false, nil
 			}
 			r.Begun, r.Made = found.Begun, found.Made
