@@ -181,7 +181,7 @@ func judgeService(f serviceFacts) Check {
 }
 
 // unitFix says how a host gets its unit.
-const unitFix = "write a unit that runs godwit run, with KillMode=process and Delegate=yes"
+const unitFix = "godwit install --start writes one and starts it"
 
 func readWatchdog(root string) []string {
 	found, _ := filepath.Glob(root + "dev/watchdog*") // the pattern is well formed
