@@ -22,7 +22,8 @@ func newVMClone() *cobra.Command {
 copied. Those of a template become thin clones, which take a second to make and stand on the template's
 images; --full copies them too. The clone is off.`,
 		Example: `  godwit vm clone web-1 web-2
-  godwit vm template debian && godwit vm clone debian web-3`,
+  godwit vm template debian
+  godwit vm clone debian web-3`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &godwitv1.CloneVMRequest{Vm: args[0], Name: args[1], Full: full, Datastore: datastore}
 			for _, key := range keys {

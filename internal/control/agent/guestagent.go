@@ -412,22 +412,26 @@ func (v *vm) guestLine() (*guestAgent, error) {
 func (v *vm) askOff(ctx context.Context) error {
 	if g, err := v.guestLine(); err == nil {
 		if err = g.shutdown(ctx); err == nil {
+			v.button = true
 			return nil
 		}
 		v.log.LogAttrs(ctx, slog.LevelDebug, "not asked off through the guest agent", slog.Any("err", err))
 	}
+	v.button = false
 	return v.process.QMP().Powerdown(ctx)
 }
 
 // buttonAfter is how much of the grace a guest has whose agent said yes, before its power button is pressed as well.
 func buttonAfter(grace time.Duration) time.Duration { return min(grace/2, 15*time.Second) }
 
-// pressButton presses the power button of a VM that still runs.
+// pressButton presses the power button of a VM that still runs and was asked through its guest agent only: one whose button was
+// pressed already might take a second time for something else.
 func (v *vm) pressButton(ctx context.Context) error {
 	return v.do(ctx, func(ctx context.Context) error {
-		if v.stored.Status.State != inventory.Running || v.process == nil {
+		if !v.button || v.stored.Status.State != inventory.Running || v.source != nil || v.process == nil {
 			return nil
 		}
+		v.button = false
 		return v.process.QMP().Powerdown(ctx)
 	})
 }

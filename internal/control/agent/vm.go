@@ -37,6 +37,7 @@ type vm struct {
 	events  *qmp.Events
 	sockets context.CancelFunc // ends console and pulse
 	stale   bool               // the store has not taken the last status
+	button  bool               // asked off through its guest agent, and its power button not pressed yet
 	uses    []*use             // what keeps the VM as it is for a while
 	let     map[string]bool    // devices that the guest let go of and that the spec still has
 
