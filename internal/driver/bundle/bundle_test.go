@@ -64,7 +64,7 @@ func TestABundleOfABrokenHost(t *testing.T) {
 			{"hangs.txt", func(_ context.Context, w io.Writer) error { <-hang; return nil }},
 			{"panics.txt", func(context.Context, io.Writer) error { panic("oh") }},
 			{"long.txt", func(_ context.Context, w io.Writer) error {
-				line := strings.Repeat("x", 1<<20-1) + "\n"
+				line := strings.Repeat("words of a log; ", 1<<16-1) + "fifteen words.\n\n"
 				for range 40 {
 					if _, err := io.WriteString(w, line); err != nil {
 						return err
@@ -127,6 +127,7 @@ func TestSecretsAreTakenOutAndTheRestStays(t *testing.T) {
 		"password in a line":    {"user: me\npassword: hunter2hunter2\nshell: sh", "hunter2", "shell: sh"},
 		"hash":                  {"root:$6$abcdefgh$ijklmnopqrstuv:1", "ijklmn", "root:"},
 		"raw record":            {`"raw": "` + base64.StdEncoding.EncodeToString([]byte("xx"+userData)) + `"`, "aHVudGVy", `"raw"`},
+		"raw record in a log":   {"raw=" + base64.StdEncoding.EncodeToString([]byte("xx"+userData)) + " next", "aHVudGVy", "next"},
 		"raw record with key":   {base64.RawURLEncoding.EncodeToString([]byte("\x0a\x10a-secret-of-this-host")), "c2VjcmV0", ""},
 		"answer of a repeat":    {`"answer": "Z3cxLnNlY3JldA==", "host": "a"`, "Z3cx", `"host": "a"`},
 		"hash of a join secret": {`"secret_hash":"n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=","id":"t"`, "n4bQgYh", `"id":"t"`},

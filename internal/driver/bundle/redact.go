@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"regexp"
+	"slices"
 )
 
 // Gone stands where a secret was.
@@ -12,26 +13,42 @@ const Gone = "[redacted]"
 // knownMin is the shortest text that is taken out wherever it stands; a shorter one would be found in everything.
 const knownMin = 12
 
+// form is how a secret looks. The expression is tried only where one of the marks stands, in lower case: texts are long, and
+// expressions slow.
+type form struct {
+	marks []string
+	is    *regexp.Regexp
+}
+
 // The forms of secrets that Godwit, its guests and its administrators have.
-var forms = []*regexp.Regexp{
+var forms = []form{
 	// Private keys, in PEM: whole, or begun in a text whose end was cut off, or in one line of JSON with \n.
-	regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[^-]*(-----END [A-Z0-9 ]*PRIVATE KEY-----)?`),
-	regexp.MustCompile(`[A-Za-z0-9+/=\\n\s]*-----END [A-Z0-9 ]*PRIVATE KEY-----`),
+	{[]string{"private key-----"}, regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[^-]*(-----END [A-Z0-9 ]*PRIVATE KEY-----)?`)},
+	{[]string{"private key-----"}, regexp.MustCompile(`[A-Za-z0-9+/=\\n\s]*-----END [A-Z0-9 ]*PRIVATE KEY-----`)},
 	// Join tokens (driver/peer, token.go).
-	regexp.MustCompile(`\bgw1\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*`),
+	{[]string{"gw1."}, regexp.MustCompile(`\bgw1\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*`)},
 	// What a cloud-init seed says to a guest may have passwords in any form: user data, network configuration, as fields of a record.
-	regexp.MustCompile(`"(user_data|userData|network_config|networkConfig)"\s*:\s*"((?:[^"\\]|\\.)*)"`),
+	{
+		[]string{`"user_data"`, `"userdata"`, `"network_config"`, `"networkconfig"`},
+		regexp.MustCompile(`"(user_data|userData|network_config|networkConfig)"\s*:\s*"((?:[^"\\]|\\.)*)"`),
+	},
 	// Hashes of tokens and passwords, and what an idempotent call was answered, which may be a token.
-	regexp.MustCompile(`"(secret_hash|secretHash|password|passwd|secret|answer)"\s*:\s*"((?:[^"\\]|\\.)*)"`),
-	regexp.MustCompile(`(?im)\b(password|passwd|secret|api[_-]?key)\s*[:=]\s*[^\s,;]+`),
-	regexp.MustCompile(`\$(1|2[aby]|5|6|y|gy|7)\$[./A-Za-z0-9$]{8,}`), // crypt(5)
+	{
+		[]string{`"secret_hash"`, `"secrethash"`, `"password"`, `"passwd"`, `"secret"`, `"answer"`},
+		regexp.MustCompile(`"(secret_hash|secretHash|password|passwd|secret|answer)"\s*:\s*"((?:[^"\\]|\\.)*)"`),
+	},
+	{
+		[]string{"password", "passwd", "secret", "apikey", "api_key", "api-key"},
+		regexp.MustCompile(`(?im)\b(password|passwd|secret|api[_-]?key)\s*[:=]\s*[^\s,;]+`),
+	},
+	{[]string{"$1$", "$2a$", "$2b$", "$2y$", "$5$", "$6$", "$y$", "$gy$", "$7$"}, regexp.MustCompile(`\$(1|2[aby]|5|6|y|gy|7)\$[./A-Za-z0-9$]{8,}`)}, // crypt(5)
 }
 
 // named are the forms that keep the name of the field.
 var named = regexp.MustCompile(`^"([^"]+)"\s*:`)
 
-// encoded finds base64 that is long enough to hold a secret.
-var encoded = regexp.MustCompile(`[A-Za-z0-9+/_-]{24,}={0,2}`)
+// encodedMin is the shortest base64 that can hold a secret worth looking for.
+const encodedMin = 24
 
 // Redactor takes secrets out of texts. Use it after the last Know.
 type Redactor struct{ known [][]byte }
@@ -49,8 +66,12 @@ func (r *Redactor) Know(secret []byte) {
 // Redact returns the text without secrets, and how many it had.
 func (r *Redactor) Redact(text []byte) ([]byte, int) {
 	n := 0
+	lower := bytes.ToLower(text)
 	for _, form := range forms {
-		text = form.ReplaceAllFunc(text, func(found []byte) []byte {
+		if !slices.ContainsFunc(form.marks, func(mark string) bool { return bytes.Contains(lower, []byte(mark)) }) {
+			continue
+		}
+		text = form.is.ReplaceAllFunc(text, func(found []byte) []byte {
 			if name := named.FindSubmatch(found); name != nil {
 				if bytes.HasSuffix(found, []byte(`:""`)) || bytes.HasSuffix(found, []byte(`: ""`)) || bytes.HasSuffix(found, []byte(`"`+Gone+`"`)) {
 					return found // nothing is in it
@@ -71,14 +92,39 @@ func (r *Redactor) Redact(text []byte) ([]byte, int) {
 		}
 	}
 	// A record that this version cannot read is in the dump as base64, and may hold what stands above.
-	text = encoded.ReplaceAllFunc(text, func(found []byte) []byte {
-		if r.hides(found) {
-			n++
-			return []byte(Gone)
+	return r.decoded(text, &n), n
+}
+
+// isBase64 are the letters of both alphabets of RFC 4648.
+var isBase64 = func() (is [256]bool) {
+	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_" {
+		is[c] = true
+	}
+	return is
+}()
+
+// decoded takes out words in base64 that hide a secret, and counts them.
+func (r *Redactor) decoded(text []byte, n *int) []byte {
+	var out []byte // nil while nothing was found
+	kept := 0
+	for i := 0; i < len(text); i++ {
+		if !isBase64[text[i]] {
+			continue
 		}
-		return found
-	})
-	return text, n
+		begin := i
+		for i < len(text) && isBase64[text[i]] {
+			i++
+		}
+		if i-begin >= encodedMin && r.hides(text[begin:i]) {
+			out = append(append(out, text[kept:begin]...), Gone...)
+			kept = i
+			*n++
+		}
+	}
+	if out == nil {
+		return text
+	}
+	return append(out, text[kept:]...)
 }
 
 // inside are the marks of a secret in decoded base64.
