@@ -70,9 +70,9 @@ func (p *plugged) seen(t *testing.T, there bool) {
 		if there == (disk == nil) {
 			_, nic = p.guest.Net(t.Context(), "eth1")
 		}
-		for what, err := range map[string]error{"disk": disk, "card": nic} {
+		for _, err := range []error{disk, nic} {
 			if there && err != nil || !there && !errors.Is(err, control.ErrRefused) {
-				return fmt.Errorf("%s: %v", what, err)
+				return fmt.Errorf("disk or card: %w", err)
 			}
 		}
 		return nil
@@ -113,7 +113,7 @@ func TestDevicesOfARunningVM(t *testing.T) {
 	p.healthy(t, there)
 
 	t.Run("agent killed", func(t *testing.T) {
-		killAgent(t, there)
+		kill(t, there, "agent")
 		p.still(t)
 	})
 	t.Run("grown", func(t *testing.T) {

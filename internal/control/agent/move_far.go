@@ -49,8 +49,7 @@ type MoveFile struct {
 // coming is a cold migration whose files come to this host.
 type coming struct {
 	want     AdmitMove
-	ctx      context.Context //nolint:containedctx // ends the streams of the move, whose own contexts are their connections'
-	cancel   context.CancelFunc
+	streams  []*peer.Stream // that have brought or bring its files; of Agent.mu
 	received sync.WaitGroup
 }
 
@@ -223,7 +222,6 @@ func (a *Agent) AdmitMove(ctx context.Context, want AdmitMove) (reasons []string
 		}
 	}
 	c := &coming{want: want}
-	c.ctx, c.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	a.mu.Lock()
 	a.moves[want.Move] = c
 	a.mu.Unlock()
@@ -306,6 +304,7 @@ func (a *Agent) receiveFile(ctx context.Context, s *peer.Stream, header fileStre
 	known := c != nil && c.want.Source == s.From && slices.ContainsFunc(c.want.Files, func(f MoveFile) bool { return f.File == header.File })
 	if known {
 		c.received.Add(1)
+		c.streams = append(c.streams, s)
 	}
 	a.mu.Unlock()
 	if !known {
@@ -314,8 +313,6 @@ func (a *Agent) receiveFile(ctx context.Context, s *peer.Stream, header fileStre
 		return
 	}
 	defer c.received.Done()
-	stop := context.AfterFunc(c.ctx, func() { _ = s.Close() }) // the move is over
-	defer stop()
 	if err := a.takeFile(s, header); err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "file not received", slog.Any("err", err))
 	}
@@ -384,7 +381,9 @@ func (a *Agent) endMoves(ctx context.Context, match func(*coming) bool) {
 	}
 	a.mu.Unlock()
 	for _, c := range ended {
-		c.cancel()
+		for _, s := range c.streams { // nobody adds one any more
+			_ = s.Close() // ended already, or to be given up
+		}
 		c.received.Wait()
 	}
 	if len(ended) > 0 {

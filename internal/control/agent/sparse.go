@@ -62,7 +62,7 @@ func sendPieces(out io.Writer, file *os.File, sent func(int)) error {
 	if err := holeless(file, info.Size(), func(from, to int64) error {
 		for from < to {
 			n, err := file.ReadAt(data[:min(int64(pieceMax), to-from)], from)
-			if err != nil && !(errors.Is(err, io.EOF) && n > 0) {
+			if err != nil && (n == 0 || !errors.Is(err, io.EOF)) {
 				return err
 			}
 			if err := writePiece(all, uint64(from), data[:n]); err != nil { //nolint:gosec // never negative

@@ -65,7 +65,7 @@ func Backing(path string) (string, error) {
 		Size           uint32
 	}
 	if err := binary.Read(file, binary.BigEndian, &header); err != nil || header.Magic != qcow2Magic || header.Offset == 0 {
-		return "", nil //nolint:nilerr // too short or of another format: no thin clone
+		return "", nil // too short or of another format: no thin clone
 	}
 	if header.Size > backingMax {
 		return "", fault.Wrap("image", path, fault.New(fault.Invalid, "the name of its backing file has %d bytes", header.Size))
