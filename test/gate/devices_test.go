@@ -71,8 +71,11 @@ func (p *plugged) seen(t *testing.T, there bool) {
 			_, nic = p.guest.Net(t.Context(), "eth1")
 		}
 		for _, err := range []error{disk, nic} {
-			if there && err != nil || !there && !errors.Is(err, control.ErrRefused) {
-				return fmt.Errorf("disk or card: %w", err)
+			switch {
+			case there && err != nil:
+				return err
+			case !there && !errors.Is(err, control.ErrRefused):
+				return errors.New("the guest does not refuse it")
 			}
 		}
 		return nil
