@@ -322,21 +322,31 @@ func arrived(_, there place) bool {
 	return err == nil
 }
 
-// canceled gives a move up in the middle.
+// canceled gives a move up in the middle. The target's agent stands still meanwhile, so that the copy cannot end before.
 func (m *mover) canceled(t *testing.T) {
 	here, there := m.places(t)
-	cmd := here.host.Interactive(step(t), "vm", "move", vmName, "--to", there.host.Name, "--datastore", there.store)
-	if err := cmd.Start(); err != nil {
+	agent, err := there.host.PID(step(t), "agent")
+	if err != nil {
 		t.Fatal(err)
 	}
-	for !growing(there.folder) {
-		time.Sleep(200 * time.Microsecond)
-	}
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+	ended := m.begin(t, here, there, func() bool { return growing(there.folder) })
+	if err := syscall.Kill(agent, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	_ = cmd.Wait() // what counts is where the VM is
-	if now, _ := m.whole(t); now.host != here.host {
+	all := &godwitv1.ListTasksResponse{}
+	err = here.host.Read(step(t), all, "task", "ls", "--active")
+	for _, task := range all.GetTasks() {
+		if task.GetSpec().GetKind() == "vm.move" {
+			_, err = here.host.Godwit(step(t), "task", "cancel", task.GetId())
+		}
+	}
+	_ = syscall.Kill(agent, syscall.SIGCONT) // its warden may have ended it for its silence
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := <-ended
+	t.Logf("the command said: %v", said)
+	if now, _ := m.whole(t); said != nil && now.host != here.host {
 		t.Errorf("it is at %s", now.host.Name)
 	}
 }
