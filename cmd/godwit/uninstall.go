@@ -16,6 +16,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/warden"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/systemd"
+	"github.com/godwit-vm/godwit/internal/driver/vnet/bridge"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
@@ -24,8 +25,8 @@ func newUninstall() *cobra.Command {
 	var purge bool
 	cmd := &cobra.Command{
 		Use: "uninstall", Short: "Take away what install wrote, and leave the host as it was", Args: cobra.NoArgs,
-		Long: `Uninstall stops the service and removes what "godwit install" wrote and nothing else. It refuses while VMs run
-here: migrate or stop them first. A configuration file that was changed, the data folder and the folder for
+		Long: `Uninstall stops the service and removes what "godwit install" wrote and the bridges that Godwit made over uplinks, and
+nothing else. It refuses while VMs run here: migrate or stop them first. A configuration file that was changed, the data folder and the folder for
 sockets and journals stay; a later install goes on with them.
 
 With --purge these go as well, and the user that install made: this host has then left its cluster, and needs
@@ -62,6 +63,11 @@ func uninstall(ctx context.Context, out io.Writer, root string, purge bool) erro
 		// A VM may have been started between the question and the stop; now nobody can start one.
 		if err := mayUninstall(at, places, here, purge); err != nil {
 			return errors.Join(err, systemd.Start(ctx))
+		}
+	}
+	if here { // the bridges that the agent made over uplinks; no VM is left that could be on one
+		if err := bridge.Sweep(places.Run, nil); err != nil {
+			return err
 		}
 	}
 	user := setup.MadeUser()

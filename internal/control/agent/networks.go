@@ -83,6 +83,11 @@ func (a *Agent) followLinks(ctx context.Context) error {
 				a.keepBridges(ctx, nil)
 			}
 		}
+		select { // messages were lost
+		case <-ctx.Done():
+		case <-time.After(resyncEvery):
+			a.keepBridges(ctx, nil)
+		}
 	}
 	return nil
 }

@@ -79,6 +79,7 @@ func (v *vm) removePorts(ctx context.Context) {
 // removePort removes one port of a VM that is off, or a NIC that was taken out.
 func (a *Agent) removePort(ctx context.Context, id string) error {
 	if vm, nic, ok := ofTap(id); ok {
+		a.quiet(id)
 		return bridge.Remove(vm, nic)
 	}
 	return a.Switch.RemovePort(ctx, id)
