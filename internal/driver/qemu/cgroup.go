@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/fault"
 )
@@ -77,12 +79,19 @@ func cgroupTrouble() string {
 	return why
 }
 
+// emptiedMax bounds the wait for the cgroup of processes that have ended to be empty.
+const emptiedMax = time.Second
+
 // removeCgroup removes an empty cgroup, and its parents up to the mount as long as they are empty too.
 func removeCgroup(dir string) error {
 	if dir == "" {
 		return nil
 	}
 	err := os.Remove(dir)
+	// The kernel takes a process out of its cgroup a little after it has told of its end, and later on a busy machine.
+	for end := time.Now().Add(emptiedMax); errors.Is(err, syscall.EBUSY) && time.Now().Before(end); err = os.Remove(dir) {
+		time.Sleep(time.Millisecond)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
