@@ -31,8 +31,8 @@ func newCompletion() *cobra.Command {
 	return &cobra.Command{
 		Use: "completion bash|zsh|fish", Short: "Print what makes a shell complete commands, flags and names",
 		Long: `Completion prints a script for a shell. With it TAB completes commands, flags, and the names of VMs, hosts,
-networks, datastores and migrations, which it asks the agent for; when none answers within a second there
-are no names, and no error.`,
+networks, datastores, migrations and tasks, which it asks the agent for; when none answers within a second
+there are no names, and no error.`,
 		Example: `  source <(godwit completion bash)
   godwit completion zsh > /usr/share/zsh/site-functions/_godwit
   godwit completion fish > ~/.config/fish/completions/godwit.fish`,
@@ -112,6 +112,16 @@ var namers = map[string]func(context.Context, *client) ([]string, error){
 		}
 		for _, n := range resp.Msg.GetNetworks() {
 			names = append(names, cobra.CompletionWithDesc(n.GetId(), n.GetSpec().GetSubnet()))
+		}
+		return names, nil
+	},
+	"TASK": func(ctx context.Context, c *client) (names []string, err error) {
+		resp, err := c.tasks.ListTasks(ctx, connect.NewRequest(&godwitv1.ListTasksRequest{}))
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range resp.Msg.GetTasks() {
+			names = append(names, cobra.CompletionWithDesc(t.GetId(), t.GetSpec().GetKind()+" "+t.GetSpec().GetObjectName()))
 		}
 		return names, nil
 	},
