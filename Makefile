@@ -10,7 +10,7 @@ FUZZTIME ?= 10s
 BENCHFLAGS ?=
 DEMOFLAGS ?=
 
-.PHONY: help setup build man check test demo bench sim fuzz generate clean
+.PHONY: help setup build man check test demo imagetest bench sim fuzz generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,11 @@ demo: setup build ## three hosts on this machine, a Linux guest that moves betwe
 
 test: setup build ## all tests, with real QEMU, under the race detector
 	@go test -race -timeout 15m ./...
+
+imagetest: setup ## a real cloud image, built here with mmdebstrap, made a VM and entered by SSH; minutes
+	@image=$${GODWIT_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/godwit}/cloud/debian-12.raw; \
+	  if [ ! -e "$$image" ]; then mkdir -p "$${image%/*}" && test/image/make "$$image"; fi && \
+	  go test -count=1 -v -timeout 45m ./test/image -image "$$image"
 
 check: ## format, vet, lint, generated code up to date
 	@out=$$($(GENTOOL) gofumpt -l $$(git ls-files '*.go' | grep -v -e '\.pb\.go$$' -e '\.connect\.go$$')); \

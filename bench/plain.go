@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/migrate"
+	"github.com/godwit-vm/godwit/internal/driver/image"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
@@ -55,10 +56,11 @@ func newPlain(ctx context.Context, c *lab.Cluster, like inventory.VMSpec, abilit
 	spec.Name, spec.UUID = like.Name+"-plain", inventory.NewUUID()
 	spec.Disks = append([]inventory.Disk(nil), like.Disks...)
 	spec.NICs = append([]inventory.NIC(nil), like.NICs...)
+	images := image.Folder{Root: c.Datastore, Owner: (*image.Owner)(user)}
 	for i := range spec.Disks {
 		d := &spec.Disks[i]
 		d.File.Path = fmt.Sprintf("%s-%d.%s", spec.Name, i, d.Format)
-		if err := qemu.CreateImage(ctx, filepath.Join(c.Datastore, d.File.Path), d.Format, d.Size, user); err != nil {
+		if err := images.Create(ctx, filepath.Join(c.Datastore, d.File.Path), d.Format, d.Size); err != nil {
 			return nil, err
 		}
 	}

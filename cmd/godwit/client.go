@@ -29,6 +29,7 @@ type client struct {
 	tasks      godwitv1connect.TaskServiceClient
 	events     godwitv1connect.EventServiceClient
 	requests   *requests
+	images     godwitv1connect.ImageServiceClient
 }
 
 func newClient(cmd *cobra.Command) (*client, error) {
@@ -59,6 +60,7 @@ func newClient(cmd *cobra.Command) (*client, error) {
 		tasks:      godwitv1connect.NewTaskServiceClient(web, base, options...),
 		events:     godwitv1connect.NewEventServiceClient(web, base, options...),
 		requests:   requests,
+		images:     godwitv1connect.NewImageServiceClient(web, base, options...),
 	}, nil
 }
 

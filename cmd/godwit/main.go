@@ -120,7 +120,7 @@ QEMU does not answer; 130 canceled.`,
 	root.PersistentFlags().Bool("json", false, "print JSON instead of a table")
 	root.PersistentFlags().String("request", "", "idempotency key of this call: repeated with it, it is done once; empty: a random one")
 	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
-	root.AddCommand(newHost(), newVM(), newMigration(), newTask(), newEvent(), newNetwork(), newDatastore(), newDoctor(),
+	root.AddCommand(newHost(), newVM(), newMigration(), newTask(), newEvent(), newNetwork(), newDatastore(), newImage(), newDoctor(),
 		newConfig(), newSupportBundle(), newInit(), newToken(), newJoin(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
 		newVersion(), newCompletion(), newMan())
 	tidyArgs(root)

@@ -1,15 +1,10 @@
 package main
 
 import (
-	"errors"
-	"os"
-	"strings"
-
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
-	"github.com/godwit-vm/godwit/internal/fault"
 )
 
 func newVMClone() *cobra.Command {
@@ -51,25 +46,4 @@ images; --full copies them too. The clone is off.`,
 	cmd.Flags().StringVar(&datastore, "datastore", "", "datastore of the copies; empty: where the originals are")
 	cmd.Flags().StringArrayVar(&keys, "ssh-key", nil, "public SSH key for the clone's cloud-init, or a file with some; repeatable")
 	return cmd
-}
-
-// readKeys takes a public key as it is, or the lines of a file.
-func readKeys(text string) ([]string, error) {
-	if strings.Contains(text, " ") {
-		return []string{text}, nil
-	}
-	content, err := os.ReadFile(text)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "--ssh-key %s: there is no such file, and it is no key", text)
-	}
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "--ssh-key: %w", err)
-	}
-	var keys []string
-	for line := range strings.Lines(string(content)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			keys = append(keys, line)
-		}
-	}
-	return keys, nil
 }

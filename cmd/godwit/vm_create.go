@@ -18,13 +18,21 @@ type createFlags struct {
 	firmware, kernel, initrd, cmdline string
 	disks, nics                       []string
 	uefi, display, displaySaid        bool
+	image, size, datastore            string
+	full, start                       bool
+	seed                              seedFlags
 }
 
 func newVMCreate() *cobra.Command {
 	var f createFlags
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Make a VM", Args: cobra.ExactArgs(1),
-		Example: `  godwit vm create web-1 --cpus 2 --memory 2G --disk size=20G --nic lan
+		Long: `Create makes a VM, stopped unless --start is given. With --image its first disk is a thin clone of that image,
+which stays as it is and may have any number of clones, and cloud-init in it finds a seed: a small read-only
+disk with the host name, SSH keys and network configuration. No password is set. Seed and clone go with the VM
+(vm destroy --delete-disks; the seed always does). A VM that cannot be made, or started, leaves nothing.`,
+		Example: `  godwit vm create web-0 --image debian-12.qcow2 --size 20G --cpus 2 --memory 2G --nic lan --ssh-key ~/.ssh/id_ed25519.pub --start
+  godwit vm create web-1 --cpus 2 --memory 2G --disk size=20G --nic lan
   godwit vm create web-2 --memory 1G --disk web-2.qcow2@shared --nic lan,mac=52:54:00:12:34:56
   godwit vm create tiny --memory 64M --kernel vmlinuz@shared --initrd initrd@shared`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -57,6 +65,12 @@ func newVMCreate() *cobra.Command {
 	flags.BoolVar(&f.uefi, "uefi", false, "start from the host's UEFI firmware instead of BIOS")
 	flags.BoolVar(&f.display, "display", false, "give the VM a screen, for VNC and screenshots (default true for a VM without --kernel and --firmware)")
 	flags.StringVar(&f.firmware, "firmware", "", "PATH[@DATASTORE] of a firmware image instead of the built-in BIOS")
+	flags.StringVar(&f.image, "image", "", "PATH[@DATASTORE] of an image, of which the first disk becomes a clone")
+	flags.BoolVar(&f.full, "full", false, "copy the image instead of a thin clone")
+	flags.StringVar(&f.size, "size", "", "size of that disk, like 20G; empty: the image's")
+	flags.StringVar(&f.datastore, "datastore", "", "datastore of the disks that are made; empty: the image's, or the host's first")
+	flags.BoolVar(&f.start, "start", false, "start the VM once it is made")
+	f.seed.add(cmd)
 	return cmd
 }
 
@@ -69,6 +83,15 @@ func (f createFlags) request(name string) (*godwitv1.CreateVMRequest, error) {
 		Name: name, Cpus: int32(min(max(f.cpus, 0), inventory.CPUsMax+1)), Memory: int64(memory), //nolint:gosec // clamped
 		CpuModel: f.cpuModel, Host: f.host, Boot: &godwitv1.Boot{Cmdline: f.cmdline},
 		Uefi: f.uefi, Display: f.display || !f.displaySaid && f.kernel == "" && f.firmware == "",
+		Image: f.image, Full: f.full, Datastore: f.datastore, Start: f.start,
+	}
+	if f.size != "" {
+		if req.Size, err = sizeArg("--size", f.size); err != nil {
+			return nil, err
+		}
+	}
+	if req.Seed, err = f.seed.request(f.image); err != nil {
+		return nil, err
 	}
 	if f.kernel != "" {
 		req.Boot.Kernel = at(f.kernel)

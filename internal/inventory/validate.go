@@ -6,6 +6,7 @@ import (
 	"net"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -19,6 +20,7 @@ const (
 	DisksMax  = 8
 	NICsMax   = 8
 	NameMax   = 63
+	DiskMax   = 64 * TiB
 )
 
 var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
@@ -48,8 +50,12 @@ func (s VMSpec) Problems() []string {
 	case s.Memory%MiB != 0:
 		add("memory of %d bytes is not a whole number of MiB", s.Memory)
 	}
-	if len(s.Disks) > DisksMax {
-		add("%d disks are too many: at most %d", len(s.Disks), DisksMax)
+	disks := len(s.Disks)
+	if slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.Name == SeedDisk }) {
+		disks--
+	}
+	if disks > DisksMax {
+		add("%d disks are too many: at most %d", disks, DisksMax)
 	}
 	if len(s.NICs) > NICsMax {
 		add("%d NICs are too many: at most %d", len(s.NICs), NICsMax)

@@ -116,6 +116,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		}
 		a.stores[ds.ID] = ds
 	}
+	a.sweepImages(ctx)
 	for _, dir := range []string{"vms", "ports", "journal"} {
 		// Others may pass through but not look: QEMU's user reaches its own sockets below.
 		if err := os.MkdirAll(filepath.Join(c.RunDir, dir), 0o711); err != nil {

@@ -99,7 +99,11 @@ func (a *Agent) settleFiles(ctx context.Context, ds *datastore.Datastore, c data
 
 // finish gives a part its name. A name that somebody else took meanwhile is taken out of the claim: that file is not ours to remove.
 func (a *Agent) finish(part *datastore.Part, op string, f inventory.File) error {
-	err := part.Finish(f.Path)
+	return a.unlessTaken(part.Finish(f.Path), op, f)
+}
+
+// unlessTaken returns err, which making a file ended with, and takes a name that somebody else took meanwhile out of the claim.
+func (a *Agent) unlessTaken(err error, op string, f inventory.File) error {
 	if !fault.Is(err, fault.Exists) {
 		return err
 	}

@@ -3,12 +3,15 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/task"
-	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/image"
+	"github.com/godwit-vm/godwit/internal/driver/seed"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -88,7 +91,15 @@ func (a *Agent) clone(ctx context.Context, v *vm, want CloneVM, t *task.Task) (c
 	for i, c := range copies {
 		what := fmt.Sprintf("%s (%d of %d)", c.to.Path, i+1, len(copies))
 		t.Progress(int64(i)*100, int64(len(copies))*100, what)
-		if err := a.cloneImage(ctx, op, c, func(percent int) { t.Progress(int64(i*100+percent), int64(len(copies))*100, what) }); err != nil {
+		if c.disk == inventory.SeedDisk {
+			if err := a.cloneSeed(op, c, v.record(), &clone, want.Seed); err != nil {
+				return clone, err
+			}
+			continue
+		}
+		if err := a.cloneImage(ctx, op, c, func(done, total inventory.Bytes, _ string) {
+			t.Progress(int64(i)*100+int64(done)*100/max(1, int64(total)), int64(len(copies))*100, what)
+		}); err != nil {
 			return clone, err
 		}
 	}
@@ -127,10 +138,10 @@ func (a *Agent) cloneOf(vm inventory.VM, want CloneVM) (inventory.VM, []copied, 
 	var copies []copied
 	for i := range spec.Disks {
 		d := &spec.Disks[i]
-		if d.ReadOnly && d.Name != qemu.SeedDisk {
+		if d.ReadOnly && d.Name != inventory.SeedDisk {
 			continue // such an image may be shared
 		}
-		c := copied{disk: d.Name, from: d.File, format: d.Format, thin: thin && d.Name != qemu.SeedDisk}
+		c := copied{disk: d.Name, from: d.File, format: d.Format, thin: thin && d.Name != inventory.SeedDisk}
 		c.to = inventory.File{Datastore: target(d.File), Path: want.Name + "-" + d.Name + "." + string(d.Format)}
 		if c.thin {
 			c.to.Path = want.Name + "-" + d.Name + "." + string(inventory.Qcow2)
@@ -139,8 +150,20 @@ func (a *Agent) cloneOf(vm inventory.VM, want CloneVM) (inventory.VM, []copied, 
 				bad = append(bad, fmt.Sprintf("%s: a thin clone cannot be on another datastore than its template's image: leave --datastore out, or say --full", d.Name))
 			}
 		}
+		if d.Name == inventory.SeedDisk {
+			c.to.Path = want.Name + "-seed.iso"
+		}
 		d.File = c.to
 		copies = append(copies, c)
+	}
+	if want.Seed != nil {
+		bad = append(bad, seed.Problems(*want.Seed)...)
+		if len(spec.Disks) > 0 && !slices.ContainsFunc(spec.Disks, func(d inventory.Disk) bool { return d.Name == inventory.SeedDisk }) {
+			from := vm.Spec.Disks[0].File // where the seed goes; nothing is read from it
+			to := inventory.File{Datastore: target(from), Path: want.Name + "-seed.iso"}
+			spec.Disks = append(spec.Disks, inventory.Disk{Name: inventory.SeedDisk, File: to, Format: inventory.Raw, ReadOnly: true})
+			copies = append(copies, copied{disk: inventory.SeedDisk, from: from, to: to, format: inventory.Raw, thin: true})
+		}
 	}
 	if vars := spec.Boot.Vars; !vars.IsZero() {
 		spec.Boot.Vars = inventory.File{Datastore: target(vars), Path: want.Name + "-vars.fd"}
@@ -203,31 +226,53 @@ func (a *Agent) claimFiles(op string, vm inventory.VMID, copies []copied) error 
 }
 
 // cloneImage makes one image of a clone; it appears under its name whole or not at all.
-func (a *Agent) cloneImage(ctx context.Context, op string, c copied, progress func(percent int)) error {
-	from, err := a.file(c.from)
+func (a *Agent) cloneImage(ctx context.Context, op string, c copied, progress image.Progress) error {
+	from, err := a.place(c.from)
 	if err != nil {
 		return err
 	}
-	part, err := a.stores[c.to.Datastore].NewPart(a.Host())
+	to, err := a.place(c.to)
 	if err != nil {
 		return err
 	}
-	defer part.Discard()
-	switch {
-	case c.thin:
-		err = qemu.ThinClone(ctx, part.Path(), c.from.Path, c.format)
-	default:
-		err = qemu.FullClone(ctx, part.Path(), from, c.format, progress)
+	if c.thin {
+		err = to.folder.Clone(ctx, to.path, from.path, c.format, 0)
+	} else {
+		err = to.folder.Copy(ctx, to.path, c.format, from.folder, from.path, c.format, 0, progress)
 	}
-	if err == nil {
-		if err = a.User.Own(part.Path()); fault.Is(err, fault.Denied) {
-			err = nil // QEMU will say what it cannot open
+	return a.unlessTaken(err, op, c.to)
+}
+
+// cloneSeed makes the seed of a clone: the one that is asked for, or one like the original's with the clone's name and NICs.
+func (a *Agent) cloneSeed(op string, c copied, original inventory.VM, clone *inventory.VM, want *inventory.Seed) error {
+	to, err := a.place(c.to)
+	if err != nil {
+		return err
+	}
+	config := seed.Config{Instance: clone.ID, VM: clone.Spec.Name, NICs: clone.Spec.NICs, Workspace: a.RunDir}
+	var iso []byte
+	if want != nil {
+		config.Seed = *want
+		iso, err = seed.Build(config)
+	} else {
+		var path string
+		if path, err = a.file(c.from); err != nil {
+			return err
+		}
+		if iso, err = os.ReadFile(path); err != nil {
+			return fault.New(fault.Unavailable, "seed: %w", err)
+		}
+		iso, err = seed.Renew(iso, seed.Config{Instance: original.ID, VM: original.Spec.Name, NICs: original.Spec.NICs}, config)
+	}
+	if err != nil {
+		return err
+	}
+	for i := range clone.Spec.Disks {
+		if d := &clone.Spec.Disks[i]; d.Name == inventory.SeedDisk {
+			d.Size = inventory.Bytes(len(iso))
 		}
 	}
-	if err != nil {
-		return err
-	}
-	return a.finish(part, op, c.to)
+	return a.unlessTaken(to.folder.Write(to.path, iso), op, c.to)
 }
 
 // SetTemplate makes a stopped VM a template, or a template a VM again; nothing happens to one that is so already. A template
@@ -292,12 +337,8 @@ func (a *Agent) clonesOf(ctx context.Context, images []inventory.File) ([]string
 			if d.Format != inventory.Qcow2 || a.stores[d.File.Datastore] == nil {
 				continue // a thin clone is on the datastore of its base
 			}
-			path, err := a.file(d.File)
-			if err != nil {
-				continue // an image that is gone stands on nothing
-			}
-			base, err := qemu.Backing(path)
-			if err != nil && !fault.Is(err, fault.NotFound) {
+			base, err := a.backing(d.File)
+			if err != nil && !fault.Is(err, fault.NotFound) { // an image that is gone stands on nothing
 				return nil, err
 			}
 			if bases[base] && !slices.Contains(names, vm.Spec.Name) {
@@ -306,4 +347,17 @@ func (a *Agent) clonesOf(ctx context.Context, images []inventory.File) ([]string
 		}
 	}
 	return names, nil
+}
+
+// backing returns the absolute path of the image that the one at f is a thin clone of, empty when it is none.
+func (a *Agent) backing(f inventory.File) (string, error) {
+	p, err := a.place(f)
+	if err != nil {
+		return "", err
+	}
+	found, err := p.folder.Info(p.path)
+	if err != nil || found.Backing == "" {
+		return "", err
+	}
+	return filepath.Join(p.folder.Root, found.Backing), nil
 }

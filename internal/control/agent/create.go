@@ -12,7 +12,6 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
-	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/admission"
@@ -28,6 +27,13 @@ type CreateVM struct {
 	Disks    []CreateDisk
 	NICs     []inventory.NIC
 	Display  bool // a screen that VNC shows
+
+	Image     inventory.File  // disk0 becomes a clone of it; zero: none
+	Full      bool            // copy the image instead of a thin clone
+	Size      inventory.Bytes // of that clone; 0: the image's
+	Seed      *inventory.Seed // nil: no cloud-init seed
+	Datastore string          // of the disks that are made; empty: the image's, or the host's first
+	Start     bool            // once it is made; a VM that does not start is not made
 }
 
 // CreateDisk is an existing image, or with a Size one to make.
@@ -36,6 +42,9 @@ type CreateDisk struct {
 	Path      string
 	Size      inventory.Bytes
 	Format    inventory.DiskFormat // empty: qcow2
+
+	clone inventory.File // the image that it becomes a clone of
+	full  bool
 }
 
 // Create makes a VM on this host, stopped. Images that it made are removed again when a later step fails.
@@ -63,6 +72,9 @@ func (a *Agent) create(ctx context.Context, id inventory.VMID, want CreateVM) (v
 	} else if !fault.Is(err, fault.NotFound) {
 		return vm, err
 	}
+	if want, err = a.withImage(want); err != nil {
+		return vm, err
+	}
 	spec, err := a.spec(ctx, want)
 	if err != nil {
 		return vm, err
@@ -86,16 +98,27 @@ func (a *Agent) create(ctx context.Context, id inventory.VMID, want CreateVM) (v
 	if err := fault.Refuse(fault.Incompatible, admission.Create(spec, free)); err != nil {
 		return vm, err
 	}
-	undo, err := a.images(ctx, want, &spec)
+	vm = inventory.VM{
+		ID: id, Spec: spec,
+		Run:    inventory.VMRun{Owner: a.Host(), Wanted: inventory.PowerOff},
+		Status: inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()},
+	}
+	op, asked := newOp(), false
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, undo())
+		if !asked || !unknown(err) { // else the transaction may yet be done: the next start of the agent settles it
+			a.settleClaim(ctx, op)
 		}
 	}()
-	if err != nil {
+	if err := a.intend(ctx, want, &vm.Spec); err != nil {
 		return vm, err
 	}
-	undoVars, err := a.makeVars(ctx, &spec)
+	if err := a.claimDisks(op, want, vm); err != nil {
+		return vm, err
+	}
+	if err := a.images(ctx, op, want, &vm); err != nil {
+		return vm, err
+	}
+	undoVars, err := a.makeVars(ctx, &vm.Spec)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, undoVars())
@@ -104,15 +127,24 @@ func (a *Agent) create(ctx context.Context, id inventory.VMID, want CreateVM) (v
 	if err != nil {
 		return vm, err
 	}
-	vm = inventory.VM{
-		ID: id, Spec: spec,
-		Run:    inventory.VMRun{Owner: a.Host(), Wanted: inventory.PowerOff},
-		Status: inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()},
-	}
+	asked = true
+	drawn := slices.Clone(vm.Spec.NICs)
 	if err := a.record(ctx, want, &vm); err != nil {
 		return vm, err
 	}
+	asked = false
+	if !slices.Equal(drawn, vm.Spec.NICs) { // the seed names them by their MAC addresses
+		if err := a.rewriteSeed(want, vm); err != nil {
+			return vm, errors.Join(err, a.writer.DeleteVM(context.WithoutCancel(ctx), vm.ID, nil))
+		}
+	}
+	if err := a.stillThere(ctx, vm); err != nil {
+		return vm, err
+	}
 	a.begin(ctx, vm, nil)
+	if want.Start {
+		return a.startNew(ctx, vm)
+	}
 	return vm, nil
 }
 
@@ -230,56 +262,13 @@ func (a *Agent) haveNetworks(ctx context.Context, spec inventory.VMSpec) error {
 	return fault.Refuse(fault.NotFound, bad)
 }
 
-// images makes the disks that are to be made and looks at those that are to be used. The returned undo removes what
-// was made; it is never nil.
-func (a *Agent) images(ctx context.Context, want CreateVM, spec *inventory.VMSpec) (undo func() error, err error) {
-	var made []string
-	undo = func() error {
-		var all error
-		for _, path := range made {
-			if err := os.Remove(path); err != nil {
-				all = errors.Join(all, err)
-			}
-		}
-		return all
-	}
-	if err := a.intend(ctx, want, spec); err != nil {
-		return undo, err
-	}
-	for i := range spec.Disks {
-		d := &spec.Disks[i]
-		path, err := a.file(d.File)
-		if err != nil {
-			return undo, fault.Wrap("disk", d.Name, err)
-		}
-		if want.Disks[i].Size > 0 {
-			if err := qemu.CreateImage(ctx, path, d.Format, d.Size, a.User); err != nil {
-				return undo, err
-			}
-			made = append(made, path)
-			continue
-		}
-		image, err := qemu.CheckImage(ctx, path, d.Format)
-		if err != nil {
-			return undo, err
-		}
-		if other, err := a.usedBy(ctx, d.File); err != nil {
-			return undo, err
-		} else if other != "" {
-			return undo, fault.New(fault.Conflict, "image %s belongs to vm %s: copy it first", d.File.Path, other)
-		}
-		d.Size = image.Virtual
-	}
-	return undo, nil
-}
-
 // intend clears away what an execution of the same request that ended midway made of the images, and records which are made now: a file that
 // was there before is in no such record, and is left alone.
 func (a *Agent) intend(ctx context.Context, want CreateVM, spec *inventory.VMSpec) error {
 	var fresh []string
 	for i, d := range spec.Disks {
 		path, err := a.file(d.File)
-		if err != nil || want.Disks[i].Size == 0 {
+		if err != nil || i < len(want.Disks) && want.Disks[i].Size == 0 && want.Disks[i].clone.IsZero() {
 			continue // said below
 		}
 		name := string(d.File.Datastore) + "/" + d.File.Path // hosts may mount it elsewhere

@@ -14,6 +14,7 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
+	"github.com/godwit-vm/godwit/internal/driver/image"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -177,16 +178,11 @@ func (v *vm) addDisk(ctx context.Context, want CreateDisk) (err error) {
 	if err := fault.Refuse(fault.Invalid, planned.Problems()); err != nil {
 		return err
 	}
-	path, err := a.file(disk.File)
+	p, err := a.place(disk.File)
 	if err != nil {
 		return err
 	}
-	if other, err := a.usedBy(ctx, disk.File); err != nil || other != "" {
-		if err == nil {
-			err = fault.New(fault.Conflict, "image %s belongs to vm %s: copy it first", disk.File.Path, other)
-		}
-		return err
-	}
+	path := p.path
 	if want.Size > 0 {
 		made, err := a.makeDisk(ctx, ds, v.id, disk)
 		if err != nil {
@@ -194,11 +190,9 @@ func (v *vm) addDisk(ctx context.Context, want CreateDisk) (err error) {
 		}
 		defer func() { made(err) }()
 	} else {
-		image, err := qemu.CheckImage(ctx, path, disk.Format)
-		if err != nil {
+		if err := a.takeDisk(ctx, p, &disk); err != nil {
 			return err
 		}
-		disk.Size = image.Virtual
 	}
 	if v.process != nil {
 		if err := a.lockMore(v.stored, ds); err != nil {
@@ -221,11 +215,11 @@ func (v *vm) addDisk(ctx context.Context, want CreateDisk) (err error) {
 
 // makeDisk makes a disk's image under a claim, and returns what ends the claim: with an error the image goes again.
 func (a *Agent) makeDisk(ctx context.Context, ds *datastore.Datastore, id inventory.VMID, disk inventory.Disk) (end func(error), err error) {
-	path, err := ds.Resolve(disk.File.Path)
+	p, err := a.place(disk.File)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := os.Lstat(path); err == nil { // before the claim, which must never name somebody else's file
+	if _, err := os.Lstat(p.path); err == nil { // before the claim, which must never name somebody else's file
 		return nil, fault.New(fault.Exists, "there is a file %s already: choose another name", disk.File.Path)
 	}
 	op := newOp()
@@ -242,7 +236,7 @@ func (a *Agent) makeDisk(ctx context.Context, ds *datastore.Datastore, id invent
 		}
 		a.settleClaim(ctx, op)
 	}
-	if err := qemu.CreateImage(ctx, path, disk.Format, disk.Size, a.User); err != nil {
+	if err := a.unlessTaken(p.folder.Create(ctx, p.path, disk.Format, disk.Size), op, disk.File); err != nil {
 		end(err)
 		return nil, err
 	}
@@ -346,7 +340,7 @@ func (v *vm) growDisk(ctx context.Context, name string, size inventory.Bytes) er
 	if err != nil {
 		return err
 	}
-	path, err := v.agent.file(disk.File)
+	p, err := v.agent.place(disk.File)
 	if err != nil {
 		return err
 	}
@@ -357,7 +351,9 @@ func (v *vm) growDisk(ctx context.Context, name string, size inventory.Bytes) er
 			err = fault.New(fault.Conflict, "QEMU does not have it open: stop the VM and try again")
 		}
 	} else {
-		now, err = qemu.VirtualSize(ctx, path, disk.Format)
+		var found image.Image
+		found, err = p.folder.Check(ctx, p.path, disk.Format)
+		now = found.Virtual
 	}
 	if err != nil {
 		return err
@@ -380,7 +376,7 @@ func (v *vm) growDisk(ctx context.Context, name string, size inventory.Bytes) er
 	case v.process != nil:
 		err = v.process.QMP().BlockResize(ctx, qemu.DiskNode(disk), size)
 	default:
-		err = qemu.GrowImage(ctx, path, disk.Format, size)
+		err = p.folder.Grow(ctx, p.path, disk.Format, size)
 	}
 	if err != nil {
 		return fault.Wrap("grow", name, err)

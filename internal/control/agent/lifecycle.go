@@ -340,6 +340,9 @@ func (v *vm) destroy(ctx context.Context, deleteDisks bool) error {
 	if err := v.agent.noClones(ctx, v.stored); err != nil {
 		return err
 	}
+	if err := v.agent.mayGo(ctx, v.stored, deleteDisks); err != nil {
+		return err
+	}
 	if err := v.end(ctx, true); err != nil {
 		return err
 	}
@@ -352,7 +355,7 @@ func (v *vm) destroy(ctx context.Context, deleteDisks bool) error {
 		return err
 	}
 	v.gone = true
-	return v.agent.forget(v.stored, deleteDisks)
+	return v.agent.forget(ctx, v.stored, deleteDisks)
 }
 
 // foundState translates what a QEMU says of itself into a VM's state, with the reason where there is one.

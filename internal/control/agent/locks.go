@@ -1,8 +1,8 @@
 package agent
 
 import (
+	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -90,24 +90,16 @@ func (a *Agent) locks(vm inventory.VM, source inventory.HostID) map[inventory.Da
 	return seen
 }
 
-// forget removes what a destroyed VM left on disk and in the run directory.
-func (a *Agent) forget(vm inventory.VM, deleteDisks bool) error {
+// forget removes what a destroyed VM left on disk and in the run directory: its seed always, its images on request.
+func (a *Agent) forget(ctx context.Context, vm inventory.VM, deleteDisks bool) error {
 	var all error
 	for _, id := range datastores(vm.Spec) {
 		if ds := a.stores[id]; ds != nil {
 			all = errors.Join(all, ds.Forget(vm.ID))
 		}
 	}
+	all = errors.Join(all, a.removeImagesOf(ctx, vm, deleteDisks))
 	if deleteDisks {
-		for _, d := range vm.Spec.Disks {
-			path, err := a.file(d.File)
-			if err == nil {
-				err = os.Remove(path)
-			}
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				all = errors.Join(all, fault.Wrap("delete", d.Name, err))
-			}
-		}
 		all = errors.Join(all, a.removeVars(vm))
 	}
 	return errors.Join(all, journal.Remove(a.journal(vm.ID).path))

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/task"
-	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/admission"
@@ -163,7 +162,7 @@ func (a *Agent) planMove(ctx context.Context, v *vm, want MoveVM) (*moving, erro
 		}
 		leaving = append(leaving, f.from)
 		facts.Leaves = append(facts.Leaves, f.disk)
-		if base, err := qemu.Backing(f.path); err == nil && base != "" {
+		if base, err := a.backing(f.from); err == nil && base != "" {
 			facts.Thin = append(facts.Thin, f.disk)
 		}
 	}

@@ -32,7 +32,7 @@ const (
 )
 
 // SeedDisk is the name of a VM's cloud-init seed among its disks. It has a slot and a block node of its own.
-const SeedDisk = "seed"
+const SeedDisk = inventory.SeedDisk
 
 // Env is what a command line needs besides the spec: where things are on this host, and what its QEMU can do.
 type Env struct {

@@ -103,7 +103,8 @@ func makeRunDir(dir RunDir, user *User) error {
 	return user.Own(string(dir))
 }
 
-// ownImages gives the VM's images to its user, as they belong to this VM alone. Where the file system forbids it, and
+// ownImages gives the VM's images to its user, as they belong to this VM alone. What a thin clone stands on is not among them: QEMU opens that
+// for reading only, and it stays as it is. Where the file system forbids it, and
 // the owner is another, QEMU will say what it cannot open.
 func ownImages(cfg Config) error {
 	for _, d := range cfg.Spec.Disks {
@@ -290,7 +291,7 @@ var hints = []struct{ text, do string }{
 	{"Cannot allocate memory", "the host has too little memory for this VM"},
 	{"cannot set up guest memory", "the host has too little memory for this VM"},
 	{"Image is not in qcow2 format", "the disk's format is recorded as qcow2: check it with qemu-img info"},
-	{"Could not open backing file", "VMs of Godwit cannot have a backing file: flatten the image with qemu-img convert"},
+	{"Could not open backing file", "the image that this one is a thin clone of is away, or USER cannot read it: see godwit image info"},
 	{"No space left on device", "free some space on the datastore"},
 	{"Read-only file system", "mount the datastore for writing"},
 	{"io_uring", "what is known of this kernel is stale: run godwit doctor"},

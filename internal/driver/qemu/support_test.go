@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/guest/tiny"
+	"github.com/godwit-vm/godwit/internal/driver/image"
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -90,7 +91,8 @@ func (h house) heart(name string) inventory.VMSpec {
 		h.t.Fatal(err)
 	}
 	disk := inventory.File{Datastore: "ds", Path: name + ".qcow2"}
-	if err := qemu.CreateImage(within(h.t), filepath.Join(h.dir, disk.Path), inventory.Qcow2, 16*inventory.MiB, h.user); err != nil {
+	images := image.Folder{Root: h.dir, Owner: (*image.Owner)(h.user)}
+	if err := images.Create(within(h.t), filepath.Join(h.dir, disk.Path), inventory.Qcow2, 16*inventory.MiB); err != nil {
 		h.t.Fatal(err)
 	}
 	return inventory.VMSpec{

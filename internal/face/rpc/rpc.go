@@ -47,6 +47,7 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
 	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{agent: a}, options...))
+	mux.Handle(godwitv1connect.NewImageServiceHandler(&images{a}, options...))
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
 	mux.Handle(godwitv1connect.NewTaskServiceHandler(&tasks{a}, options...))
 	mux.Handle(godwitv1connect.NewEventServiceHandler(&events{a}, options...))

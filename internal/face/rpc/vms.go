@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"strings"
 
 	"connectrpc.com/connect"
 
@@ -32,8 +33,11 @@ func (s *vms) CreateVM(ctx context.Context, req *connect.Request[godwitv1.Create
 	want := agent.CreateVM{
 		Name: m.GetName(), CPUs: int(m.GetCpus()), Memory: inventory.Bytes(m.GetMemory()), CPUModel: m.GetCpuModel(),
 		Boot: wire.FromBoot(m.GetBoot()), Display: m.GetDisplay(),
+		Full: m.GetFull(), Size: inventory.Bytes(m.GetSize()), Seed: wire.FromSeed(m.GetSeed()), Datastore: m.GetDatastore(), Start: m.GetStart(),
 	}
 	want.Boot.UEFI = want.Boot.UEFI || m.GetUefi()
+	path, datastore, _ := strings.Cut(m.GetImage(), "@")
+	want.Image = inventory.File{Datastore: inventory.DatastoreID(datastore), Path: path}
 	for _, d := range m.GetDisks() {
 		want.Disks = append(want.Disks, agent.CreateDisk{
 			Datastore: d.GetDatastore(), Path: d.GetPath(), Size: inventory.Bytes(d.GetSize()), Format: inventory.DiskFormat(d.GetFormat()),
