@@ -160,8 +160,8 @@ func (g *gallery) speak(t *testing.T, name string) *control.Client {
 	return c
 }
 
-// holds demands that the guest's disk holds those bytes.
-func holds(t *testing.T, c *control.Client, want []byte) {
+// diskHolds demands that the guest's disk holds those bytes.
+func diskHolds(t *testing.T, c *control.Client, want []byte) {
 	t.Helper()
 	d, err := c.Disk(step(t), "vdb")
 	if err != nil {
@@ -179,7 +179,7 @@ func writes(t *testing.T, c *control.Client, disk []byte, at int) {
 		t.Fatal(err)
 	}
 	copy(disk[at:], control.Pattern(int64(at)))
-	holds(t, c, disk)
+	diskHolds(t, c, disk)
 }
 
 // The story: one image, two machines made of it on two hosts. Each finds its seed, reads the image, keeps what it writes through a live migration,
@@ -212,22 +212,22 @@ func TestVMsFromAnImage(t *testing.T) {
 		t.Errorf("the guest may write to its seed: %+v, %v", seed, err)
 	}
 	first, second := slices.Clone(g.disk), slices.Clone(g.disk)
-	holds(t, one, first)
-	holds(t, two, second)
+	diskHolds(t, one, first)
+	diskHolds(t, two, second)
 	writes(t, one, first, 1<<19)           // over the image's bytes
 	writes(t, one, first, diskBytes-1<<16) // beyond them, to the disk's end
 	writes(t, two, second, 1<<20)
 
 	t.Run("it moves", func(t *testing.T) {
 		g.do(t, 1, "vm", "migrate", "web-1", "--to", "host-2")
-		holds(t, one, first)
+		diskHolds(t, one, first)
 		writes(t, one, first, 3<<19)
 		if again, err := one.Seed(step(t)); err != nil || again.Disk != found.Disk || again.Files["user-data"] != found.Files["user-data"] {
 			t.Errorf("the seed is now %+v, %v", again, err)
 		}
 		g.do(t, 2, "vm", "migrate", "web-1", "--to", "host-1")
-		holds(t, one, first)
-		holds(t, two, second)
+		diskHolds(t, one, first)
+		diskHolds(t, two, second)
 	})
 	t.Run("what is needed stays", func(t *testing.T) {
 		all := &godwitv1.ListImagesResponse{}
