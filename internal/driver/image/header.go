@@ -70,7 +70,7 @@ func readHeader(f io.ReaderAt, size int64) (header, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return header{}, err
 	}
-	first = first[:n]
+	first, err = first[:n], nil // a short file is no error yet
 	h := header{format: inventory.Raw, virtual: size}
 	for _, m := range magics {
 		if len(first) >= m.at && bytes.HasPrefix(first[m.at:], []byte(m.magic)) {

@@ -183,6 +183,7 @@ func TestImagesThatNoVMMayHave(t *testing.T) {
 		"a folder":                     {f.Root, inventory.Raw, fault.Invalid, "no regular file"},
 		"an empty file":                {write("empty", ""), inventory.Raw, fault.Invalid, "empty"},
 		"a text as qcow2":              {write("text", strings.Repeat("hello\n", 200)), inventory.Qcow2, fault.Invalid, "no qcow2 image"},
+		"a short text as qcow2":        {write("note", "hello\n"), inventory.Qcow2, fault.Invalid, "no qcow2 image"},
 		"a qcow2 image as raw":         {good, inventory.Raw, fault.Invalid, "is a qcow2 image"},
 		"an image of another maker":    {in("disk.vmdk"), inventory.Qcow2, fault.Invalid, "image import"},
 		"a backing file elsewhere":     {in("astray.qcow2"), inventory.Qcow2, fault.Invalid, "not on its datastore"},
