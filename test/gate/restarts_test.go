@@ -125,12 +125,6 @@ func (r restart) replace(t *testing.T, signal syscall.Signal, roles ...string) {
 	r.others(t, before, roles...)
 }
 
-// kill kills a role's process on the host and waits until another answers in its place.
-func kill(t *testing.T, h *lab.Host, role string) {
-	t.Helper()
-	restart{Host: h}.replace(t, syscall.SIGKILL, role)
-}
-
 // everyone lists the roles of a host that carries the store, the warden first.
 var everyone = []string{"warden", "agent", "switch", "store"}
 
