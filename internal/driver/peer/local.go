@@ -182,6 +182,8 @@ func (l *localListener) admit(raw net.Conn) *localConn {
 	if !l.server.mayCall(caller, groups) {
 		conn.refused = fault.New(fault.Denied, "user %s may not use Godwit on this host: %s", caller.Name, l.server.whoMay())
 	}
+	whole := make(chan struct{})
+	defer close(whole)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if conn.refused == nil {
@@ -193,7 +195,10 @@ func (l *localListener) admit(raw net.Conn) *localConn {
 			return nil
 		}
 		l.refusals++
-		conn.timer = time.AfterFunc(refusalTime, func() { _ = conn.Close() }) // whether or not it is read
+		conn.timer = time.AfterFunc(refusalTime, func() {
+			<-whole
+			_ = conn.Close() // whether or not it is read
+		})
 		conn.leave = func() { l.refusals-- }
 	} else {
 		l.users[caller.UID]++
