@@ -142,7 +142,7 @@ func TestClonesAndTemplates(t *testing.T) {
 			_, err := s.Hosts[0].Godwit(ctx, "vm", "clone", "copy", "half")
 			ended <- err
 		}()
-		kill(t, s.Hosts[0], "agent")
+		killAgent(t, s.Hosts[0])
 		<-ended
 		left := leftovers(t, s.Datastore, "half-")
 		if _, err := s.Hosts[0].VM(step(t), "half"); err != nil && len(left) > 0 {

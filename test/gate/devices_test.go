@@ -116,7 +116,7 @@ func TestDevicesOfARunningVM(t *testing.T) {
 	p.healthy(t, there)
 
 	t.Run("agent killed", func(t *testing.T) {
-		kill(t, there, "agent")
+		killAgent(t, there)
 		p.still(t)
 	})
 	t.Run("grown", func(t *testing.T) {

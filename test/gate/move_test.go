@@ -350,3 +350,18 @@ func (m *mover) canceled(t *testing.T) {
 		t.Errorf("it is at %s", now.host.Name)
 	}
 }
+
+// killAgent kills the host's agent and waits until another answers in its place.
+func killAgent(t *testing.T, h *lab.Host) {
+	t.Helper()
+	pid, err := h.PID(step(t), "agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.WaitOther(step(t), "agent", pid); err != nil {
+		t.Fatal(err)
+	}
+}
