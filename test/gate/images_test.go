@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -163,7 +164,7 @@ func (g *gallery) speak(t *testing.T, name string) *control.Client {
 // diskHolds demands that the guest's disk holds those bytes.
 func diskHolds(t *testing.T, c *control.Client, want []byte) {
 	t.Helper()
-	d, err := c.Disk(step(t), "vdb")
+	d, err := c.Disk(step(t), "vda")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func diskHolds(t *testing.T, c *control.Client, want []byte) {
 // writes makes the guest write, and notes in disk what it should hold then.
 func writes(t *testing.T, c *control.Client, disk []byte, at int) {
 	t.Helper()
-	if _, err := c.WriteDisk(step(t), "vdb", int64(at)); err != nil {
+	if _, err := c.WriteDisk(step(t), "vda", int64(at)); err != nil {
 		t.Fatal(err)
 	}
 	copy(disk[at:], control.Pattern(int64(at)))
@@ -315,7 +316,12 @@ func (g *gallery) fromAfar(t *testing.T) {
 // killed kills the agent while an import goes on, and demands that the next one cleans up behind it.
 func (g *gallery) killed(t *testing.T) {
 	begun := make(chan struct{})
+	var asked atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) > 1 { // the command repeats its call once after the agent was lost
+			http.Error(w, "no more", http.StatusServiceUnavailable)
+			return
+		}
 		_, _ = w.Write(g.disk)
 		w.(http.Flusher).Flush()
 		close(begun)

@@ -24,11 +24,11 @@ const (
 	slotDisplay = 0x01
 	slotPanic   = 0x02
 	slotSerial  = 0x03
-	slotSeed    = 0x04 // the disk named SeedDisk
 	slotPointer = 0x05
 	slotHot     = 0x07 // all functions: the root ports of inventory.LayoutPorts
 	slotDisk    = 0x08 // to 0x0f: inventory.DisksMax
 	slotNIC     = 0x10 // to 0x17: inventory.NICsMax
+	slotSeed    = 0x18 // the disk named SeedDisk, behind the others: the guest's first disk is disk0
 )
 
 // SeedDisk is the name of a VM's cloud-init seed among its disks. It has a slot and a block node of its own.
