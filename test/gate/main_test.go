@@ -9,7 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,18 +36,37 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "godwit-gate-")
+	sweep()
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", builds, os.Getpid()))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gate:", err)
 		return 1
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // the system's own cleaner takes what stays
+	defer func() { _ = os.RemoveAll(dir) }() // the next run takes what stays
 	binary, commandLine = filepath.Join(dir, "godwit-host"), filepath.Join(dir, "godwit")
 	if err := errors.Join(build(binary, raceBuild...), build(commandLine)); err != nil {
 		fmt.Fprintln(os.Stderr, "gate:", err)
 		return 1
 	}
 	return m.Run()
+}
+
+// builds begins the names of the folders that hold the binaries under test; the process that made one stands behind it.
+const builds = "godwit-gate-"
+
+// sweep removes the binaries of runs that were killed.
+func sweep() {
+	found, err := filepath.Glob(filepath.Join(os.TempDir(), builds+"*"))
+	if err != nil {
+		return // the pattern is fixed and well formed
+	}
+	for _, dir := range found {
+		maker, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), builds), "-")
+		pid, err := strconv.Atoi(maker)
+		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(dir) // what stays is tried again
+		}
+	}
 }
 
 func build(path string, flags ...string) error {
