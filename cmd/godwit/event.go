@@ -90,7 +90,10 @@ func eventLine(out io.Writer, e *godwitv1.Event) error {
 	if name == "" {
 		name = e.GetObject()
 	}
-	line := fmt.Sprintf("%s  %-7s  %-20s  %-16s  %-10s  %s", moment(e.GetTime()), e.GetSeverity(), e.GetKind(), name, e.GetHost(), e.GetMessage())
+	words := []string{fmt.Sprintf("%s  %-7s  %-20s  %-16s  %-10s ", moment(e.GetTime()), e.GetSeverity(), e.GetKind(), name, e.GetHost())}
+	if e.GetMessage() != "" {
+		words = append(words, e.GetMessage())
+	}
 	var more []string
 	if e.GetBy() != "" {
 		more = append(more, "by "+e.GetBy())
@@ -99,8 +102,8 @@ func eventLine(out io.Writer, e *godwitv1.Event) error {
 		more = append(more, e.GetTask())
 	}
 	if len(more) > 0 {
-		line += " (" + strings.Join(more, ", ") + ")"
+		words = append(words, "("+strings.Join(more, ", ")+")")
 	}
-	_, err := fmt.Fprintln(out, strings.TrimRight(line, " "))
+	_, err := fmt.Fprintln(out, strings.TrimRight(strings.Join(words, " "), " "))
 	return err
 }
