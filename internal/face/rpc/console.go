@@ -2,13 +2,10 @@ package rpc
 
 import (
 	"context"
-	"errors"
-	"io"
 
 	"connectrpc.com/connect"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
-	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
 )
 
 type consoleStream = connect.BidiStream[godwitv1.ConsoleVMRequest, godwitv1.ConsoleVMResponse]
@@ -24,7 +21,9 @@ func (s *vms) ConsoleVM(ctx context.Context, stream *consoleStream) error {
 		return err
 	}
 	if remote != nil {
-		return passConsole(ctx, stream, remote, first)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		return passStream(stream, remote.ConsoleVM(ctx), first)
 	}
 	kept, output, write, leave, err := s.agent.Console(vm.ID)
 	if err != nil {
@@ -38,7 +37,7 @@ func (s *vms) ConsoleVM(ctx context.Context, stream *consoleStream) error {
 	}
 	typed := make(chan error, 1)
 	go func() { // ends when the caller closes its side or the handler returns: Receive then fails
-		typed <- receiveAll(stream, write)
+		typed <- receiveInput(stream, write)
 	}()
 	for {
 		select {
@@ -53,49 +52,6 @@ func (s *vms) ConsoleVM(ctx context.Context, stream *consoleStream) error {
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
-		}
-	}
-}
-
-func receiveAll(stream *consoleStream, write func([]byte) error) error {
-	for {
-		msg, err := stream.Receive()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if len(msg.GetInput()) > 0 {
-			if err := write(msg.GetInput()); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// passConsole joins the caller to the console on another host. It ends with that one, whether the caller still types or not.
-func passConsole(ctx context.Context, stream *consoleStream, remote godwitv1connect.VMServiceClient, first *godwitv1.ConsoleVMRequest) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	far := remote.ConsoleVM(ctx)
-	if err := far.Send(first); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	go func() { // ends when the caller closes its side or the handler returns: Receive then fails
-		_ = receiveAll(stream, func(b []byte) error { return far.Send(&godwitv1.ConsoleVMRequest{Input: b}) }) // what fails there fails below too
-		_ = far.CloseRequest()
-	}()
-	for {
-		msg, err := far.Receive()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(&godwitv1.ConsoleVMResponse{Output: msg.GetOutput()}); err != nil {
-			return err
 		}
 	}
 }

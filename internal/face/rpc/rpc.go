@@ -46,7 +46,7 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 		connect.WithInterceptors(faults{}, calls{a.Keeper()}), connect.WithReadMaxBytes(callers.Limits.RequestBytes), connect.WithCompressMinBytes(compressed),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
-	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{agent: a}, options...))
+	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{a}, options...))
 	mux.Handle(godwitv1connect.NewImageServiceHandler(&images{a}, options...))
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
 	mux.Handle(godwitv1connect.NewTaskServiceHandler(&tasks{a}, options...))
@@ -73,6 +73,29 @@ func route(ctx context.Context, a *agent.Agent, header http.Header, nameOrID str
 		return inventory.VM{}, nil, fault.Wrap("vm", vm.Spec.Name, err)
 	}
 	return vm, godwitv1connect.NewVMServiceClient(client, base, markForwarded(a)), nil
+}
+
+// owned answers a call about a VM: by do when this host owns it, else by passing the call on to the host that does.
+func owned[Req, Resp any, Named interface {
+	*Req
+	GetVm() string
+}](
+	ctx context.Context, a *agent.Agent, req *connect.Request[Req],
+	pass func(godwitv1connect.VMServiceClient, context.Context, *connect.Request[Req]) (*connect.Response[Resp], error),
+	do func(inventory.VM) (*Resp, error),
+) (*connect.Response[Resp], error) {
+	vm, remote, err := route(ctx, a, req.Header(), Named(req.Msg).GetVm())
+	if err != nil {
+		return nil, err
+	}
+	if remote != nil {
+		return pass(remote, ctx, connect.NewRequest(req.Msg))
+	}
+	resp, err := do(vm)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
 }
 
 // away returns how to reach another host's API, unless the call was passed on already.

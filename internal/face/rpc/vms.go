@@ -14,11 +14,7 @@ import (
 )
 
 // vms implements VMService.
-type vms struct {
-	godwitv1connect.UnimplementedVMServiceHandler
-
-	agent *agent.Agent
-}
+type vms struct{ agent *agent.Agent }
 
 // CreateVM makes the VM on the host that was named, or on the one that is asked.
 func (s *vms) CreateVM(ctx context.Context, req *connect.Request[godwitv1.CreateVMRequest]) (*connect.Response[godwitv1.CreateVMResponse], error) {
@@ -85,98 +81,63 @@ func (s *vms) GetVM(ctx context.Context, req *connect.Request[godwitv1.GetVMRequ
 
 // StartVM starts a stopped VM.
 func (s *vms) StartVM(ctx context.Context, req *connect.Request[godwitv1.StartVMRequest]) (*connect.Response[godwitv1.StartVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.StartVM(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.Start(ctx, vm.ID)
-	return connect.NewResponse(&godwitv1.StartVMResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.StartVM, func(vm inventory.VM) (*godwitv1.StartVMResponse, error) {
+		vm, err := s.agent.Start(ctx, vm.ID)
+		return &godwitv1.StartVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // StopVM shuts a VM down.
 func (s *vms) StopVM(ctx context.Context, req *connect.Request[godwitv1.StopVMRequest]) (*connect.Response[godwitv1.StopVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.StopVM(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.Stop(ctx, vm.ID, req.Msg.GetForce(), req.Msg.GetGrace().AsDuration())
-	return connect.NewResponse(&godwitv1.StopVMResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.StopVM, func(vm inventory.VM) (*godwitv1.StopVMResponse, error) {
+		vm, err := s.agent.Stop(ctx, vm.ID, req.Msg.GetForce(), req.Msg.GetGrace().AsDuration())
+		return &godwitv1.StopVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // ResetVM resets a running VM.
 func (s *vms) ResetVM(ctx context.Context, req *connect.Request[godwitv1.ResetVMRequest]) (*connect.Response[godwitv1.ResetVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.ResetVM(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.Reset(ctx, vm.ID)
-	return connect.NewResponse(&godwitv1.ResetVMResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.ResetVM, func(vm inventory.VM) (*godwitv1.ResetVMResponse, error) {
+		vm, err := s.agent.Reset(ctx, vm.ID)
+		return &godwitv1.ResetVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // PauseVM stops a VM's vCPUs.
 func (s *vms) PauseVM(ctx context.Context, req *connect.Request[godwitv1.PauseVMRequest]) (*connect.Response[godwitv1.PauseVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.PauseVM(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.Pause(ctx, vm.ID)
-	return connect.NewResponse(&godwitv1.PauseVMResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.PauseVM, func(vm inventory.VM) (*godwitv1.PauseVMResponse, error) {
+		vm, err := s.agent.Pause(ctx, vm.ID)
+		return &godwitv1.PauseVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // ResumeVM lets a paused VM run on.
 func (s *vms) ResumeVM(ctx context.Context, req *connect.Request[godwitv1.ResumeVMRequest]) (*connect.Response[godwitv1.ResumeVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.ResumeVM(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.Resume(ctx, vm.ID)
-	return connect.NewResponse(&godwitv1.ResumeVMResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.ResumeVM, func(vm inventory.VM) (*godwitv1.ResumeVMResponse, error) {
+		vm, err := s.agent.Resume(ctx, vm.ID)
+		return &godwitv1.ResumeVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // DestroyVM removes a stopped VM.
 func (s *vms) DestroyVM(ctx context.Context, req *connect.Request[godwitv1.DestroyVMRequest]) (*connect.Response[godwitv1.DestroyVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.DestroyVM(ctx, connect.NewRequest(req.Msg))
-	}
-	err = s.agent.Destroy(ctx, vm.ID, req.Msg.GetDeleteDisks())
-	return connect.NewResponse(&godwitv1.DestroyVMResponse{}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.DestroyVM, func(vm inventory.VM) (*godwitv1.DestroyVMResponse, error) {
+		err := s.agent.Destroy(ctx, vm.ID, req.Msg.GetDeleteDisks())
+		return &godwitv1.DestroyVMResponse{}, err
+	})
 }
 
 // MigrateVM records a migration at the VM's host, which then drives it.
 func (s *vms) MigrateVM(ctx context.Context, req *connect.Request[godwitv1.MigrateVMRequest]) (*connect.Response[godwitv1.MigrateVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.MigrateVM(ctx, connect.NewRequest(req.Msg))
-	}
-	m, err := s.agent.Migrate(ctx, agent.MigrateVM{
-		VM: vm.ID, Target: inventory.HostID(req.Msg.GetTarget()), DryRun: req.Msg.GetDryRun(),
-		Bandwidth: inventory.BytesPerSecond(req.Msg.GetBandwidth()), DowntimeMax: req.Msg.GetDowntimeMax().AsDuration(),
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.MigrateVM, func(vm inventory.VM) (*godwitv1.MigrateVMResponse, error) {
+		m, err := s.agent.Migrate(ctx, agent.MigrateVM{
+			VM: vm.ID, Target: inventory.HostID(req.Msg.GetTarget()), DryRun: req.Msg.GetDryRun(),
+			Bandwidth: inventory.BytesPerSecond(req.Msg.GetBandwidth()), DowntimeMax: req.Msg.GetDowntimeMax().AsDuration(),
+		})
+		resp := &godwitv1.MigrateVMResponse{}
+		if m.ID != "" {
+			resp.Migration = wire.Migration(m)
+		}
+		return resp, err
 	})
-	resp := &godwitv1.MigrateVMResponse{}
-	if m.ID != "" {
-		resp.Migration = wire.Migration(m)
-	}
-	return connect.NewResponse(resp), err
 }

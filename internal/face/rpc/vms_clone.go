@@ -6,6 +6,7 @@ import (
 	"connectrpc.com/connect"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
 	"github.com/godwit-vm/godwit/internal/control/agent"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/wire"
@@ -13,47 +14,32 @@ import (
 
 // CloneVM makes a new VM like another one, on the same host.
 func (s *vms) CloneVM(ctx context.Context, req *connect.Request[godwitv1.CloneVMRequest]) (*connect.Response[godwitv1.CloneVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.CloneVM(ctx, connect.NewRequest(req.Msg))
-	}
-	want := agent.CloneVM{Name: req.Msg.GetName(), Full: req.Msg.GetFull(), Datastore: req.Msg.GetDatastore()}
-	if seed := req.Msg.GetSeed(); seed != nil {
-		want.Seed = &inventory.Seed{
-			SSHKeys: seed.GetSshKeys(), User: seed.GetUser(), Hostname: seed.GetHostname(), UserData: seed.GetUserData(), NetworkConfig: seed.GetNetworkConfig(),
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.CloneVM, func(vm inventory.VM) (*godwitv1.CloneVMResponse, error) {
+		want := agent.CloneVM{Name: req.Msg.GetName(), Full: req.Msg.GetFull(), Datastore: req.Msg.GetDatastore()}
+		if seed := req.Msg.GetSeed(); seed != nil {
+			want.Seed = &inventory.Seed{
+				SSHKeys: seed.GetSshKeys(), User: seed.GetUser(), Hostname: seed.GetHostname(), UserData: seed.GetUserData(), NetworkConfig: seed.GetNetworkConfig(),
+			}
 		}
-	}
-	vm, err = s.agent.Clone(ctx, vm.ID, want)
-	return connect.NewResponse(&godwitv1.CloneVMResponse{Vm: wire.VM(vm)}), err
+		vm, err := s.agent.Clone(ctx, vm.ID, want)
+		return &godwitv1.CloneVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // SetTemplate makes a VM a template, or a VM again.
 func (s *vms) SetTemplate(ctx context.Context, req *connect.Request[godwitv1.SetTemplateRequest]) (*connect.Response[godwitv1.SetTemplateResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.SetTemplate(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.SetTemplate(ctx, vm.ID, req.Msg.GetTemplate())
-	return connect.NewResponse(&godwitv1.SetTemplateResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.SetTemplate, func(vm inventory.VM) (*godwitv1.SetTemplateResponse, error) {
+		vm, err := s.agent.SetTemplate(ctx, vm.ID, req.Msg.GetTemplate())
+		return &godwitv1.SetTemplateResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // MoveVM moves a VM that is off.
 func (s *vms) MoveVM(ctx context.Context, req *connect.Request[godwitv1.MoveVMRequest]) (*connect.Response[godwitv1.MoveVMResponse], error) {
-	vm, remote, err := route(ctx, s.agent, req.Header(), req.Msg.GetVm())
-	if err != nil {
-		return nil, err
-	}
-	if remote != nil {
-		return remote.MoveVM(ctx, connect.NewRequest(req.Msg))
-	}
-	vm, err = s.agent.Move(ctx, vm.ID, agent.MoveVM{Host: inventory.HostID(req.Msg.GetHost()), Datastore: req.Msg.GetDatastore()})
-	return connect.NewResponse(&godwitv1.MoveVMResponse{Vm: wire.VM(vm)}), err
+	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.MoveVM, func(vm inventory.VM) (*godwitv1.MoveVMResponse, error) {
+		vm, err := s.agent.Move(ctx, vm.ID, agent.MoveVM{Host: inventory.HostID(req.Msg.GetHost()), Datastore: req.Msg.GetDatastore()})
+		return &godwitv1.MoveVMResponse{Vm: wire.VM(vm)}, err
+	})
 }
 
 // movings implements MoveService, which the source's agent calls at the target's.
