@@ -94,6 +94,14 @@ func TestNoFileIsTooLongToRead(t *testing.T) {
 }
 
 // TestNothingOfOneMachineIsWrittenDown finds paths and host names of the machine that a change was made on.
+func TestNoProgramIsCheckedIn(t *testing.T) {
+	for _, name := range tracked(t) {
+		if strings.HasPrefix(read(t, name), "\x7fELF") {
+			t.Errorf("%s is a built program: remove it, and let .gitignore name it", name)
+		}
+	}
+}
+
 func TestNothingOfOneMachineIsWrittenDown(t *testing.T) {
 	paths := regexp.MustCompile(`(^|[\s"'=:(` + "`" + `])/(work|root)/`)
 	mirrors := mirrors()
