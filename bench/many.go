@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -373,16 +372,6 @@ func (m *Many) table() string {
 // write judges the goals, prints the table, and puts table and JSON into the folder.
 func (m *Many) write(dir, name string) error {
 	m.judge()
-	text, err := json.MarshalIndent(m, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	fmt.Println(m.table())
-	return errors.Join(
-		os.WriteFile(filepath.Join(dir, name+".json"), append(text, '\n'), 0o644),
-		os.WriteFile(filepath.Join(dir, name+".md"), []byte(m.table()), 0o644),
-	)
+	return save(dir, name, m, map[string]string{".md": m.table()})
 }

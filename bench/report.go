@@ -190,16 +190,21 @@ func (s Spread) text(format string) string {
 // write judges the goals, prints the table, and puts table, JSON and drawing into the folder.
 func (r *Report) write(dir, name string) error {
 	r.judge()
-	text, err := json.MarshalIndent(r, "", " ")
+	fmt.Println(r.table())
+	return save(dir, name, r, map[string]string{".md": r.table(), ".svg": r.drawing()})
+}
+
+// save writes figures as JSON, and the pages that show them, into the folder.
+func save(dir, name string, figures any, pages map[string]string) error {
+	text, err := json.MarshalIndent(figures, "", " ")
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	fmt.Println(r.table())
-	var errs []error
-	for kind, content := range map[string]string{".json": string(text) + "\n", ".md": r.table(), ".svg": r.drawing()} {
+	errs := []error{os.WriteFile(filepath.Join(dir, name+".json"), append(text, '\n'), 0o644)}
+	for kind, content := range pages {
 		errs = append(errs, os.WriteFile(filepath.Join(dir, name+kind), []byte(content), 0o644))
 	}
 	return errors.Join(errs...)

@@ -15,11 +15,8 @@ import (
 // CloneVM makes a new VM like another one, on the same host.
 func (s *vms) CloneVM(ctx context.Context, req *connect.Request[godwitv1.CloneVMRequest]) (*connect.Response[godwitv1.CloneVMResponse], error) {
 	return owned(ctx, s.agent, req, godwitv1connect.VMServiceClient.CloneVM, func(vm inventory.VM) (*godwitv1.CloneVMResponse, error) {
-		want := agent.CloneVM{Name: req.Msg.GetName(), Full: req.Msg.GetFull(), Datastore: req.Msg.GetDatastore()}
-		if seed := req.Msg.GetSeed(); seed != nil {
-			want.Seed = &inventory.Seed{
-				SSHKeys: seed.GetSshKeys(), User: seed.GetUser(), Hostname: seed.GetHostname(), UserData: seed.GetUserData(), NetworkConfig: seed.GetNetworkConfig(),
-			}
+		want := agent.CloneVM{
+			Name: req.Msg.GetName(), Full: req.Msg.GetFull(), Datastore: req.Msg.GetDatastore(), Seed: wire.FromSeed(req.Msg.GetSeed()),
 		}
 		vm, err := s.agent.Clone(ctx, vm.ID, want)
 		return &godwitv1.CloneVMResponse{Vm: wire.VM(vm)}, err
