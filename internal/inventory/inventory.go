@@ -58,9 +58,36 @@ func randomName() string {
 
 // Host is a machine that runs VMs. Spec and Status are written by the host's own agent.
 type Host struct {
-	ID     HostID
-	Spec   HostSpec
-	Status HostStatus
+	ID       HostID
+	Spec     HostSpec
+	Status   HostStatus
+	Standing HostStanding
+}
+
+// HostStanding is what the leader says of a host. The leader writes it, and nobody else; one that was never written is up.
+type HostStanding struct {
+	State string // up, silent, blocked or fenced, as policy/authority has them
+	Why   string // one line, with what to do
+	Since time.Time
+}
+
+// Fencing is how others can know that a silent host's VMs are dead.
+type Fencing string
+
+// The ways of fencing. A host says in each renewal which one it has.
+const (
+	FencedByNobody   Fencing = ""         // nothing: nobody can know
+	FencedByWatchdog Fencing = "watchdog" // a watchdog that is fed only with proof that no VM runs without authority
+)
+
+// Renewal is a host's last renewal of its authority, as the store has it.
+type Renewal struct {
+	Host     HostID
+	Revision int64 // of the key: it changes with every renewal, and is what a fence compares
+	Sequence uint64
+	Lease    time.Duration // how long the authority lasts, by the host's clock, from the send of the renewal
+	Fencing  Fencing
+	Fenced   bool // the host's epoch was ended by a fence, and no agent has begun another since
 }
 
 // HostSpec is what a host says of itself when its agent starts.

@@ -12,6 +12,7 @@ type VM struct {
 	Spec   VMSpec
 	Run    VMRun
 	Status VMStatus
+	Place  VMPlace
 }
 
 // VMSpec is written by the user, and by nobody else.
@@ -125,6 +126,7 @@ type Heir struct {
 	Host       HostID
 	Generation Generation
 	Migration  MigrationID
+	BootID     string // of the heir's kernel when it was named: with another one nothing of this migration runs there
 }
 
 // IsZero reports whether there is no heir.
@@ -138,6 +140,22 @@ const (
 	PowerOff Power = iota
 	PowerOn
 )
+
+// VMPlace is what the leader says of a VM. The leader writes it, and nobody else.
+type VMPlace struct {
+	Blocked string // why the VM is not started again, with what to do; empty: nothing stands against it
+	Since   time.Time
+	Restart Restart // the last time the leader gave the VM a new owner; zero: never
+}
+
+// Restart says why a VM has the owner that it has: its last one was lost. An owner that finds a VM with the generation of a restart, wanted
+// on, starts it.
+type Restart struct {
+	Generation Generation
+	From       HostID // the owner that was lost
+	Why        string
+	At         time.Time
+}
 
 // VMState is what a VM does now, in the field's words.
 type VMState int

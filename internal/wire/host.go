@@ -7,7 +7,7 @@ import (
 
 // Host returns the message of a whole host. Whether it is connected is filled in by the face that answers.
 func Host(h inventory.Host) *godwitv1.Host {
-	return &godwitv1.Host{Id: string(h.ID), Spec: HostSpec(h.Spec), Status: HostStatus(h.Status)}
+	return &godwitv1.Host{Id: string(h.ID), Spec: HostSpec(h.Spec), Status: HostStatus(h.Status), Standing: HostStanding(h.Standing)}
 }
 
 // FromHost returns the host of the message.
@@ -16,6 +16,8 @@ func FromHost(m *godwitv1.Host) inventory.Host {
 		ID:     inventory.HostID(m.GetId()),
 		Spec:   FromHostSpec(m.GetSpec()),
 		Status: FromHostStatus(m.GetStatus()),
+
+		Standing: FromHostStanding(m.GetStanding()),
 	}
 }
 
@@ -203,4 +205,17 @@ func portForward(f inventory.PortForward) *godwitv1.PortForward {
 
 func fromPortForward(m *godwitv1.PortForward) inventory.PortForward {
 	return inventory.PortForward{Listen: m.GetListen(), Guest: m.GetGuest()}
+}
+
+// HostStanding returns the message of what the leader says of a host.
+func HostStanding(s inventory.HostStanding) *godwitv1.HostStanding {
+	if s == (inventory.HostStanding{}) {
+		return nil
+	}
+	return &godwitv1.HostStanding{State: s.State, Why: s.Why, Since: stamp(s.Since)}
+}
+
+// FromHostStanding returns what the leader says of a host according to the message.
+func FromHostStanding(m *godwitv1.HostStanding) inventory.HostStanding {
+	return inventory.HostStanding{State: m.GetState(), Why: m.GetWhy(), Since: fromStamp(m.GetSince())}
 }

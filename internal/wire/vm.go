@@ -9,7 +9,7 @@ import (
 
 // VM returns the message of a whole VM, usage included.
 func VM(vm inventory.VM) *godwitv1.VM {
-	return &godwitv1.VM{Id: string(vm.ID), Spec: VMSpec(vm.Spec), Run: VMRun(vm.Run), Status: VMStatus(vm.Status)}
+	return &godwitv1.VM{Id: string(vm.ID), Spec: VMSpec(vm.Spec), Run: VMRun(vm.Run), Status: VMStatus(vm.Status), Place: VMPlace(vm.Place)}
 }
 
 // FromVM returns the VM of the message.
@@ -19,6 +19,7 @@ func FromVM(m *godwitv1.VM) inventory.VM {
 		Spec:   FromVMSpec(m.GetSpec()),
 		Run:    FromVMRun(m.GetRun()),
 		Status: FromVMStatus(m.GetStatus()),
+		Place:  FromVMPlace(m.GetPlace()),
 	}
 }
 
@@ -147,6 +148,7 @@ func VMRun(r inventory.VMRun) *godwitv1.VMRun {
 			Host:       string(r.Heir.Host),
 			Generation: uint64(r.Heir.Generation),
 			Migration:  string(r.Heir.Migration),
+			BootId:     r.Heir.BootID,
 		}
 	}
 	return m
@@ -161,6 +163,7 @@ func FromVMRun(m *godwitv1.VMRun) inventory.VMRun {
 			Host:       inventory.HostID(m.GetHeir().GetHost()),
 			Generation: inventory.Generation(m.GetHeir().GetGeneration()),
 			Migration:  inventory.MigrationID(m.GetHeir().GetMigration()),
+			BootID:     m.GetHeir().GetBootId(),
 		},
 		Wanted: fromPower(m.GetWanted()),
 	}
@@ -264,4 +267,24 @@ func fromVMState(name string) inventory.VMState {
 		}
 	}
 	return inventory.Unknown
+}
+
+// VMPlace returns the message of what the leader says of a VM.
+func VMPlace(p inventory.VMPlace) *godwitv1.VMPlace {
+	if p == (inventory.VMPlace{}) {
+		return nil
+	}
+	m := &godwitv1.VMPlace{Blocked: p.Blocked, Since: stamp(p.Since)}
+	if r := p.Restart; r != (inventory.Restart{}) {
+		m.Restart = &godwitv1.Restart{Generation: uint64(r.Generation), From: string(r.From), Why: r.Why, At: stamp(r.At)}
+	}
+	return m
+}
+
+// FromVMPlace returns what the leader says of a VM according to the message.
+func FromVMPlace(m *godwitv1.VMPlace) inventory.VMPlace {
+	r := m.GetRestart()
+	return inventory.VMPlace{Blocked: m.GetBlocked(), Since: fromStamp(m.GetSince()), Restart: inventory.Restart{
+		Generation: inventory.Generation(r.GetGeneration()), From: inventory.HostID(r.GetFrom()), Why: r.GetWhy(), At: fromStamp(r.GetAt()),
+	}}
 }

@@ -190,6 +190,7 @@ type Host struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Spec          *HostSpec              `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Status        *HostStatus            `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	Standing      *HostStanding          `protobuf:"bytes,4,opt,name=standing,proto3" json:"standing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,6 +242,13 @@ func (x *Host) GetSpec() *HostSpec {
 func (x *Host) GetStatus() *HostStatus {
 	if x != nil {
 		return x.Status
+	}
+	return nil
+}
+
+func (x *Host) GetStanding() *HostStanding {
+	if x != nil {
+		return x.Standing
 	}
 	return nil
 }
@@ -1032,6 +1040,7 @@ type VM struct {
 	Spec          *VMSpec                `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Run           *VMRun                 `protobuf:"bytes,3,opt,name=run,proto3" json:"run,omitempty"`
 	Status        *VMStatus              `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`
+	Place         *VMPlace               `protobuf:"bytes,5,opt,name=place,proto3" json:"place,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1090,6 +1099,13 @@ func (x *VM) GetRun() *VMRun {
 func (x *VM) GetStatus() *VMStatus {
 	if x != nil {
 		return x.Status
+	}
+	return nil
+}
+
+func (x *VM) GetPlace() *VMPlace {
+	if x != nil {
+		return x.Place
 	}
 	return nil
 }
@@ -1663,6 +1679,7 @@ type Heir struct {
 	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	Migration     string                 `protobuf:"bytes,3,opt,name=migration,proto3" json:"migration,omitempty"`
+	BootId        string                 `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1714,6 +1731,13 @@ func (x *Heir) GetGeneration() uint64 {
 func (x *Heir) GetMigration() string {
 	if x != nil {
 		return x.Migration
+	}
+	return ""
+}
+
+func (x *Heir) GetBootId() string {
+	if x != nil {
+		return x.BootId
 	}
 	return ""
 }
@@ -2480,6 +2504,9 @@ type Epoch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Fences        uint64                 `protobuf:"varint,3,opt,name=fences,proto3" json:"fences,omitempty"` // how often the host was fenced
+	Fenced        bool                   `protobuf:"varint,4,opt,name=fenced,proto3" json:"fenced,omitempty"` // since its agent's last start
+	Why           string                 `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`        // it was fenced
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2528,6 +2555,278 @@ func (x *Epoch) GetBootId() string {
 	return ""
 }
 
+func (x *Epoch) GetFences() uint64 {
+	if x != nil {
+		return x.Fences
+	}
+	return 0
+}
+
+func (x *Epoch) GetFenced() bool {
+	if x != nil {
+		return x.Fenced
+	}
+	return false
+}
+
+func (x *Epoch) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+// Alive is a host's last renewal of its authority.
+type Alive struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Lease         *durationpb.Duration   `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Fencing       string                 `protobuf:"bytes,3,opt,name=fencing,proto3" json:"fencing,omitempty"` // watchdog, or empty: nobody can fence it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alive) Reset() {
+	*x = Alive{}
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alive) ProtoMessage() {}
+
+func (x *Alive) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alive.ProtoReflect.Descriptor instead.
+func (*Alive) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Alive) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Alive) GetLease() *durationpb.Duration {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *Alive) GetFencing() string {
+	if x != nil {
+		return x.Fencing
+	}
+	return ""
+}
+
+// HostStanding is what the leader says of a host.
+type HostStanding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"` // up, silent, blocked, fenced; empty: up
+	Why           string                 `protobuf:"bytes,2,opt,name=why,proto3" json:"why,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostStanding) Reset() {
+	*x = HostStanding{}
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostStanding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostStanding) ProtoMessage() {}
+
+func (x *HostStanding) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostStanding.ProtoReflect.Descriptor instead.
+func (*HostStanding) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *HostStanding) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *HostStanding) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *HostStanding) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// VMPlace is what the leader says of a VM.
+type VMPlace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocked       string                 `protobuf:"bytes,1,opt,name=blocked,proto3" json:"blocked,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Restart       *Restart               `protobuf:"bytes,3,opt,name=restart,proto3" json:"restart,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMPlace) Reset() {
+	*x = VMPlace{}
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMPlace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMPlace) ProtoMessage() {}
+
+func (x *VMPlace) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMPlace.ProtoReflect.Descriptor instead.
+func (*VMPlace) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *VMPlace) GetBlocked() string {
+	if x != nil {
+		return x.Blocked
+	}
+	return ""
+}
+
+func (x *VMPlace) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *VMPlace) GetRestart() *Restart {
+	if x != nil {
+		return x.Restart
+	}
+	return nil
+}
+
+type Restart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint64                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restart) Reset() {
+	*x = Restart{}
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restart) ProtoMessage() {}
+
+func (x *Restart) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restart.ProtoReflect.Descriptor instead.
+func (*Restart) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Restart) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Restart) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Restart) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Restart) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 // Guest is what a guest says of itself through qemu-guest-agent.
 type Guest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2543,7 +2842,7 @@ type Guest struct {
 
 func (x *Guest) Reset() {
 	*x = Guest{}
-	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	mi := &file_godwit_v1_records_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2854,7 @@ func (x *Guest) String() string {
 func (*Guest) ProtoMessage() {}
 
 func (x *Guest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[32]
+	mi := &file_godwit_v1_records_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2867,7 @@ func (x *Guest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guest.ProtoReflect.Descriptor instead.
 func (*Guest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{32}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Guest) GetAgent() bool {
@@ -2624,7 +2923,7 @@ type GuestNIC struct {
 
 func (x *GuestNIC) Reset() {
 	*x = GuestNIC{}
-	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	mi := &file_godwit_v1_records_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2935,7 @@ func (x *GuestNIC) String() string {
 func (*GuestNIC) ProtoMessage() {}
 
 func (x *GuestNIC) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[33]
+	mi := &file_godwit_v1_records_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2948,7 @@ func (x *GuestNIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestNIC.ProtoReflect.Descriptor instead.
 func (*GuestNIC) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{33}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GuestNIC) GetName() string {
@@ -2690,7 +2989,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	mi := &file_godwit_v1_records_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +3001,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[34]
+	mi := &file_godwit_v1_records_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +3014,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{34}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Image) GetFile() *File {
@@ -2786,7 +3085,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	mi := &file_godwit_v1_records_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +3097,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[35]
+	mi := &file_godwit_v1_records_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +3110,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{35}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Task) GetId() string {
@@ -2851,7 +3150,7 @@ type TaskSpec struct {
 
 func (x *TaskSpec) Reset() {
 	*x = TaskSpec{}
-	mi := &file_godwit_v1_records_proto_msgTypes[36]
+	mi := &file_godwit_v1_records_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2863,7 +3162,7 @@ func (x *TaskSpec) String() string {
 func (*TaskSpec) ProtoMessage() {}
 
 func (x *TaskSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[36]
+	mi := &file_godwit_v1_records_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2876,7 +3175,7 @@ func (x *TaskSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSpec.ProtoReflect.Descriptor instead.
 func (*TaskSpec) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{36}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TaskSpec) GetKind() string {
@@ -2952,7 +3251,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_godwit_v1_records_proto_msgTypes[37]
+	mi := &file_godwit_v1_records_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2964,7 +3263,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[37]
+	mi := &file_godwit_v1_records_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2977,7 +3276,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{37}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TaskStatus) GetState() string {
@@ -3062,7 +3361,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_godwit_v1_records_proto_msgTypes[38]
+	mi := &file_godwit_v1_records_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3373,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[38]
+	mi := &file_godwit_v1_records_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3386,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{38}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Event) GetId() string {
@@ -3182,7 +3481,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_godwit_v1_records_proto_msgTypes[39]
+	mi := &file_godwit_v1_records_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3194,7 +3493,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_records_proto_msgTypes[39]
+	mi := &file_godwit_v1_records_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3207,7 +3506,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_records_proto_rawDescGZIP(), []int{39}
+	return file_godwit_v1_records_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Request) GetProcedure() string {
@@ -3309,11 +3608,12 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\bEnvelope\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06schema\x18\x02 \x01(\rR\x06schema\x12\x16\n" +
-	"\x06record\x18\x03 \x01(\fR\x06record\"n\n" +
+	"\x06record\x18\x03 \x01(\fR\x06record\"\xa3\x01\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.godwit.v1.HostSpecR\x04spec\x12-\n" +
-	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\"\x9e\x03\n" +
+	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\x123\n" +
+	"\bstanding\x18\x04 \x01(\v2\x17.godwit.v1.HostStandingR\bstanding\"\x9e\x03\n" +
 	"\bHostSpec\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05trunk\x18\x02 \x01(\tR\x05trunk\x12\x18\n" +
@@ -3384,12 +3684,13 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x03mtu\x18\x06 \x01(\x05R\x03mtu\";\n" +
 	"\vPortForward\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12\x14\n" +
-	"\x05guest\x18\x02 \x01(\tR\x05guest\"\x8c\x01\n" +
+	"\x05guest\x18\x02 \x01(\tR\x05guest\"\xb6\x01\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.godwit.v1.VMSpecR\x04spec\x12\"\n" +
 	"\x03run\x18\x03 \x01(\v2\x10.godwit.v1.VMRunR\x03run\x12+\n" +
-	"\x06status\x18\x04 \x01(\v2\x13.godwit.v1.VMStatusR\x06status\"\xd2\x03\n" +
+	"\x06status\x18\x04 \x01(\v2\x13.godwit.v1.VMStatusR\x06status\x12(\n" +
+	"\x05place\x18\x05 \x01(\v2\x12.godwit.v1.VMPlaceR\x05place\"\xd2\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -3439,13 +3740,14 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12#\n" +
 	"\x04heir\x18\x03 \x01(\v2\x0f.godwit.v1.HeirR\x04heir\x12(\n" +
-	"\x06wanted\x18\x04 \x01(\x0e2\x10.godwit.v1.PowerR\x06wanted\"X\n" +
+	"\x06wanted\x18\x04 \x01(\x0e2\x10.godwit.v1.PowerR\x06wanted\"q\n" +
 	"\x04Heir\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12\x1c\n" +
-	"\tmigration\x18\x03 \x01(\tR\tmigration\"\x94\x02\n" +
+	"\tmigration\x18\x03 \x01(\tR\tmigration\x12\x17\n" +
+	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"\x94\x02\n" +
 	"\bVMStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
@@ -3512,10 +3814,32 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
-	"\aused_by\x18\x04 \x01(\tR\x06usedBy\"6\n" +
+	"\aused_by\x18\x04 \x01(\tR\x06usedBy\"x\n" +
 	"\x05Epoch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x17\n" +
-	"\aboot_id\x18\x02 \x01(\tR\x06bootId\"\xc4\x01\n" +
+	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x16\n" +
+	"\x06fences\x18\x03 \x01(\x04R\x06fences\x12\x16\n" +
+	"\x06fenced\x18\x04 \x01(\bR\x06fenced\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"n\n" +
+	"\x05Alive\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12/\n" +
+	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x18\n" +
+	"\afencing\x18\x03 \x01(\tR\afencing\"h\n" +
+	"\fHostStanding\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x10\n" +
+	"\x03why\x18\x02 \x01(\tR\x03why\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x83\x01\n" +
+	"\aVMPlace\x12\x18\n" +
+	"\ablocked\x18\x01 \x01(\tR\ablocked\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12,\n" +
+	"\arestart\x18\x03 \x01(\v2\x12.godwit.v1.RestartR\arestart\"{\n" +
+	"\aRestart\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xc4\x01\n" +
 	"\x05Guest\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\bR\x05agent\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -3607,7 +3931,7 @@ func file_godwit_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_godwit_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_godwit_v1_records_proto_goTypes = []any{
 	(Power)(0),                    // 0: godwit.v1.Power
 	(Verdict_State)(0),            // 1: godwit.v1.Verdict.State
@@ -3643,84 +3967,95 @@ var file_godwit_v1_records_proto_goTypes = []any{
 	(*MigrationResult)(nil),       // 31: godwit.v1.MigrationResult
 	(*Token)(nil),                 // 32: godwit.v1.Token
 	(*Epoch)(nil),                 // 33: godwit.v1.Epoch
-	(*Guest)(nil),                 // 34: godwit.v1.Guest
-	(*GuestNIC)(nil),              // 35: godwit.v1.GuestNIC
-	(*Image)(nil),                 // 36: godwit.v1.Image
-	(*Task)(nil),                  // 37: godwit.v1.Task
-	(*TaskSpec)(nil),              // 38: godwit.v1.TaskSpec
-	(*TaskStatus)(nil),            // 39: godwit.v1.TaskStatus
-	(*Event)(nil),                 // 40: godwit.v1.Event
-	(*Request)(nil),               // 41: godwit.v1.Request
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(*Alive)(nil),                 // 34: godwit.v1.Alive
+	(*HostStanding)(nil),          // 35: godwit.v1.HostStanding
+	(*VMPlace)(nil),               // 36: godwit.v1.VMPlace
+	(*Restart)(nil),               // 37: godwit.v1.Restart
+	(*Guest)(nil),                 // 38: godwit.v1.Guest
+	(*GuestNIC)(nil),              // 39: godwit.v1.GuestNIC
+	(*Image)(nil),                 // 40: godwit.v1.Image
+	(*Task)(nil),                  // 41: godwit.v1.Task
+	(*TaskSpec)(nil),              // 42: godwit.v1.TaskSpec
+	(*TaskStatus)(nil),            // 43: godwit.v1.TaskStatus
+	(*Event)(nil),                 // 44: godwit.v1.Event
+	(*Request)(nil),               // 45: godwit.v1.Request
+	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
 }
 var file_godwit_v1_records_proto_depIdxs = []int32{
 	4,  // 0: godwit.v1.Host.spec:type_name -> godwit.v1.HostSpec
 	9,  // 1: godwit.v1.Host.status:type_name -> godwit.v1.HostStatus
-	7,  // 2: godwit.v1.HostSpec.qemu:type_name -> godwit.v1.Qemu
-	10, // 3: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
-	6,  // 4: godwit.v1.HostSpec.networks_missing:type_name -> godwit.v1.NetworkMissing
-	5,  // 5: godwit.v1.HostSpec.uefi:type_name -> godwit.v1.Uefi
-	8,  // 6: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
-	1,  // 7: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
-	42, // 8: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
-	13, // 9: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
-	12, // 10: godwit.v1.Network.hosts:type_name -> godwit.v1.NetworkHost
-	14, // 11: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
-	16, // 12: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
-	22, // 13: godwit.v1.VM.run:type_name -> godwit.v1.VMRun
-	24, // 14: godwit.v1.VM.status:type_name -> godwit.v1.VMStatus
-	19, // 15: godwit.v1.VMSpec.disks:type_name -> godwit.v1.Disk
-	20, // 16: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
-	17, // 17: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
-	21, // 18: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
-	42, // 19: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
-	18, // 20: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
-	18, // 21: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
-	18, // 22: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
-	18, // 23: godwit.v1.Boot.vars:type_name -> godwit.v1.File
-	18, // 24: godwit.v1.Disk.file:type_name -> godwit.v1.File
-	23, // 25: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
-	0,  // 26: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
-	42, // 27: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
-	25, // 28: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
-	26, // 29: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
-	34, // 30: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
-	43, // 31: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
-	42, // 32: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
-	43, // 33: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
-	28, // 34: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
-	29, // 35: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
-	43, // 36: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
-	42, // 37: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
-	30, // 38: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
-	42, // 39: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
-	42, // 40: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
-	31, // 41: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
-	43, // 42: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
-	43, // 43: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
-	43, // 44: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
-	43, // 45: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
-	43, // 46: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
-	43, // 47: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
-	42, // 48: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	35, // 49: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
-	42, // 50: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
-	18, // 51: godwit.v1.Image.file:type_name -> godwit.v1.File
-	18, // 52: godwit.v1.Image.backing:type_name -> godwit.v1.File
-	42, // 53: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
-	38, // 54: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
-	39, // 55: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
-	42, // 56: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
-	42, // 57: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
-	42, // 58: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
-	42, // 59: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
-	42, // 60: godwit.v1.Request.begun:type_name -> google.protobuf.Timestamp
-	61, // [61:61] is the sub-list for method output_type
-	61, // [61:61] is the sub-list for method input_type
-	61, // [61:61] is the sub-list for extension type_name
-	61, // [61:61] is the sub-list for extension extendee
-	0,  // [0:61] is the sub-list for field type_name
+	35, // 2: godwit.v1.Host.standing:type_name -> godwit.v1.HostStanding
+	7,  // 3: godwit.v1.HostSpec.qemu:type_name -> godwit.v1.Qemu
+	10, // 4: godwit.v1.HostSpec.datastores:type_name -> godwit.v1.DatastoreMount
+	6,  // 5: godwit.v1.HostSpec.networks_missing:type_name -> godwit.v1.NetworkMissing
+	5,  // 6: godwit.v1.HostSpec.uefi:type_name -> godwit.v1.Uefi
+	8,  // 7: godwit.v1.Qemu.migration:type_name -> godwit.v1.Verdict
+	1,  // 8: godwit.v1.Verdict.state:type_name -> godwit.v1.Verdict.State
+	46, // 9: godwit.v1.HostStatus.started:type_name -> google.protobuf.Timestamp
+	13, // 10: godwit.v1.Network.spec:type_name -> godwit.v1.NetworkSpec
+	12, // 11: godwit.v1.Network.hosts:type_name -> godwit.v1.NetworkHost
+	14, // 12: godwit.v1.NetworkSpec.forwards:type_name -> godwit.v1.PortForward
+	16, // 13: godwit.v1.VM.spec:type_name -> godwit.v1.VMSpec
+	22, // 14: godwit.v1.VM.run:type_name -> godwit.v1.VMRun
+	24, // 15: godwit.v1.VM.status:type_name -> godwit.v1.VMStatus
+	36, // 16: godwit.v1.VM.place:type_name -> godwit.v1.VMPlace
+	19, // 17: godwit.v1.VMSpec.disks:type_name -> godwit.v1.Disk
+	20, // 18: godwit.v1.VMSpec.nics:type_name -> godwit.v1.NIC
+	17, // 19: godwit.v1.VMSpec.boot:type_name -> godwit.v1.Boot
+	21, // 20: godwit.v1.VMSpec.devices:type_name -> godwit.v1.HostDevice
+	46, // 21: godwit.v1.VMSpec.created:type_name -> google.protobuf.Timestamp
+	18, // 22: godwit.v1.Boot.firmware:type_name -> godwit.v1.File
+	18, // 23: godwit.v1.Boot.kernel:type_name -> godwit.v1.File
+	18, // 24: godwit.v1.Boot.initrd:type_name -> godwit.v1.File
+	18, // 25: godwit.v1.Boot.vars:type_name -> godwit.v1.File
+	18, // 26: godwit.v1.Disk.file:type_name -> godwit.v1.File
+	23, // 27: godwit.v1.VMRun.heir:type_name -> godwit.v1.Heir
+	0,  // 28: godwit.v1.VMRun.wanted:type_name -> godwit.v1.Power
+	46, // 29: godwit.v1.VMStatus.since:type_name -> google.protobuf.Timestamp
+	25, // 30: godwit.v1.VMStatus.heartbeat:type_name -> godwit.v1.Heartbeat
+	26, // 31: godwit.v1.VMStatus.usage:type_name -> godwit.v1.Usage
+	38, // 32: godwit.v1.VMStatus.guest:type_name -> godwit.v1.Guest
+	47, // 33: godwit.v1.Heartbeat.uptime:type_name -> google.protobuf.Duration
+	46, // 34: godwit.v1.Heartbeat.seen:type_name -> google.protobuf.Timestamp
+	47, // 35: godwit.v1.Usage.cpu:type_name -> google.protobuf.Duration
+	28, // 36: godwit.v1.Migration.spec:type_name -> godwit.v1.MigrationSpec
+	29, // 37: godwit.v1.Migration.status:type_name -> godwit.v1.MigrationStatus
+	47, // 38: godwit.v1.MigrationSpec.downtime_max:type_name -> google.protobuf.Duration
+	46, // 39: godwit.v1.MigrationSpec.requested:type_name -> google.protobuf.Timestamp
+	30, // 40: godwit.v1.MigrationStatus.progress:type_name -> godwit.v1.Progress
+	46, // 41: godwit.v1.MigrationStatus.started:type_name -> google.protobuf.Timestamp
+	46, // 42: godwit.v1.MigrationStatus.ended:type_name -> google.protobuf.Timestamp
+	31, // 43: godwit.v1.MigrationStatus.result:type_name -> godwit.v1.MigrationResult
+	47, // 44: godwit.v1.Progress.eta:type_name -> google.protobuf.Duration
+	47, // 45: godwit.v1.Progress.elapsed:type_name -> google.protobuf.Duration
+	47, // 46: godwit.v1.Progress.downtime_by:type_name -> google.protobuf.Duration
+	47, // 47: godwit.v1.MigrationResult.total:type_name -> google.protobuf.Duration
+	47, // 48: godwit.v1.MigrationResult.downtime:type_name -> google.protobuf.Duration
+	47, // 49: godwit.v1.MigrationResult.stop_to_resume:type_name -> google.protobuf.Duration
+	46, // 50: godwit.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	47, // 51: godwit.v1.Alive.lease:type_name -> google.protobuf.Duration
+	46, // 52: godwit.v1.HostStanding.since:type_name -> google.protobuf.Timestamp
+	46, // 53: godwit.v1.VMPlace.since:type_name -> google.protobuf.Timestamp
+	37, // 54: godwit.v1.VMPlace.restart:type_name -> godwit.v1.Restart
+	46, // 55: godwit.v1.Restart.at:type_name -> google.protobuf.Timestamp
+	39, // 56: godwit.v1.Guest.nics:type_name -> godwit.v1.GuestNIC
+	46, // 57: godwit.v1.Guest.seen:type_name -> google.protobuf.Timestamp
+	18, // 58: godwit.v1.Image.file:type_name -> godwit.v1.File
+	18, // 59: godwit.v1.Image.backing:type_name -> godwit.v1.File
+	46, // 60: godwit.v1.Image.changed:type_name -> google.protobuf.Timestamp
+	42, // 61: godwit.v1.Task.spec:type_name -> godwit.v1.TaskSpec
+	43, // 62: godwit.v1.Task.status:type_name -> godwit.v1.TaskStatus
+	46, // 63: godwit.v1.TaskSpec.requested:type_name -> google.protobuf.Timestamp
+	46, // 64: godwit.v1.TaskStatus.started:type_name -> google.protobuf.Timestamp
+	46, // 65: godwit.v1.TaskStatus.ended:type_name -> google.protobuf.Timestamp
+	46, // 66: godwit.v1.Event.time:type_name -> google.protobuf.Timestamp
+	46, // 67: godwit.v1.Request.begun:type_name -> google.protobuf.Timestamp
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_records_proto_init() }
@@ -3734,7 +4069,7 @@ func file_godwit_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_records_proto_rawDesc), len(file_godwit_v1_records_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   40,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

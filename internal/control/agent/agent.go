@@ -131,16 +131,12 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	if err != nil {
 		return nil, fault.New(fault.Internal, "boot id: %w", err)
 	}
-	_, lastBoot, err := c.Store.Epoch(ctx, c.Host)
-	if err != nil && !fault.Is(err, fault.NotFound) {
-		return nil, err
-	}
-	a.rebooted = lastBoot != "" && lastBoot != string(boot)
-	epoch, err := c.Store.NextEpoch(ctx, c.Host, string(boot))
+	now, before, err := c.Store.NextEpoch(ctx, c.Host, string(boot))
 	if err != nil {
 		return nil, err
 	}
-	a.writer = c.Store.As(c.Host, epoch)
+	a.rebooted = before.BootID != "" && before.BootID != string(boot)
+	a.writer = c.Store.As(c.Host, now.Epoch)
 	a.tasks.KeepIn(ledger{a.writer, a}, c.Log)
 	return a, a.publish(ctx)
 }

@@ -187,11 +187,11 @@ func (a *Agent) AdmitMove(ctx context.Context, want AdmitMove) (reasons []string
 	if err := calledBy(ctx, want.Source); err != nil {
 		return nil, nil, 0, err
 	}
-	source, _, err := a.Store.Epoch(ctx, want.Source)
+	source, err := a.Store.Epoch(ctx, want.Source)
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	if want.SourceEpoch != source {
+	if want.SourceEpoch != source.Epoch {
 		return nil, nil, 0, fault.New(fault.Conflict, "host %s was started again since: epoch %d is over", want.Source, want.SourceEpoch)
 	}
 	if !want.DryRun {
@@ -406,11 +406,11 @@ func (a *Agent) orphanedMoves(ctx context.Context) error {
 	}
 	a.mu.Unlock()
 	for _, c := range open {
-		epoch, _, err := a.Store.Epoch(ctx, c.want.Source)
+		epoch, err := a.Store.Epoch(ctx, c.want.Source)
 		if err != nil {
 			return err
 		}
-		if epoch == c.want.SourceEpoch {
+		if epoch.Epoch == c.want.SourceEpoch {
 			continue
 		}
 		a.Log.LogAttrs(ctx, slog.LevelInfo, "move given up, its source was started again", slog.String("move", c.want.Move), slog.String("host", string(c.want.Source)))

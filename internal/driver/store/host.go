@@ -101,6 +101,8 @@ func gatherHosts(kvs []*mvccpb.KeyValue) ([]inventory.Host, error) {
 			h.Spec, err = read(hostSpecs, key, kv)
 		case partStatus:
 			h.Status, err = read(hostStatuses, key, kv)
+		case partStanding:
+			h.Standing, err = read(hostStandings, key, kv)
 		}
 		if err != nil {
 			return nil, err

@@ -21,6 +21,11 @@ const (
 	rootTask      = rootKey + "task/"
 	rootEvent     = rootKey + "event/"
 	rootRequest   = rootKey + "request/"
+
+	// Renewals are written every second by every host: outside rootKey, so that nobody who watches the inventory is woken by them.
+	rootAlive = "/godwit-alive/"
+	// keyLeader is the root of the election, whose keys are etcd's own.
+	keyLeader = "/godwit-leader"
 )
 
 // The parts of objects.
@@ -30,6 +35,8 @@ const (
 	partStatus    = "status"
 	partEpoch     = "epoch"
 	partMigration = "migration"
+	partPlace     = "place"
+	partStanding  = "standing"
 )
 
 func keyVM(id inventory.VMID, part string) string     { return rootVM + string(id) + "/" + part }
@@ -40,6 +47,7 @@ func keyMAC(mac string) string                        { return rootMAC + mac }
 func keyToken(id string) string                       { return rootToken + id }
 func keyTask(id inventory.TaskID, part string) string { return rootTask + string(id) + "/" + part }
 func keyEvent(id inventory.EventID) string            { return rootEvent + string(id) }
+func keyAlive(id inventory.HostID) string             { return rootAlive + string(id) }
 func keyRequest(key string) string                    { return rootRequest + key }
 
 func keyMigration(id inventory.MigrationID, part string) string {

@@ -121,12 +121,12 @@ func TestTokenAdmitsOneHostOnce(t *testing.T) {
 	t.Log(want(t, fault.Exists, w.UseToken(t.Context(), "t3", secret, "host-2")))
 
 	// The new host is a member before its agent starts for the first time.
-	epoch, _, err := s.Epoch(t.Context(), "host-2")
+	epoch, err := s.Epoch(t.Context(), "host-2")
 	must(t, err)
-	first, err := s.NextEpoch(t.Context(), "host-2", "boot")
+	first, _, err := s.NextEpoch(t.Context(), "host-2", "boot")
 	must(t, err)
-	if epoch != 0 || first != 1 {
-		t.Errorf("epochs %d and %d", epoch, first)
+	if epoch.Epoch != 0 || first.Epoch != 1 {
+		t.Errorf("epochs %d and %d", epoch.Epoch, first.Epoch)
 	}
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
@@ -50,6 +51,9 @@ var (
 	macs              = newCodec("mac", vmPointer, fromVMPointer)
 	hostSpecs         = newCodec("host/spec", wire.HostSpec, wire.FromHostSpec)
 	hostStatuses      = newCodec("host/status", wire.HostStatus, wire.FromHostStatus)
+	hostStandings     = newCodec("host/standing", wire.HostStanding, wire.FromHostStanding)
+	vmPlaces          = newCodec("vm/place", wire.VMPlace, wire.FromVMPlace)
+	renewals          = newCodec("alive", aliveMessage, fromAliveMessage)
 	hostEpochs        = newCodec("host/epoch", epochMessage, fromEpochMessage)
 	networkSpecs      = newCodec("network/spec", wire.NetworkSpec, wire.FromNetworkSpec)
 	migrationSpecs    = newCodec("migration/spec", wire.MigrationSpec, wire.FromMigrationSpec)
@@ -70,7 +74,8 @@ var blanks = map[string]func() proto.Message{
 	networkSpecs.kind: networkSpecs.blank, migrationSpecs.kind: migrationSpecs.blank,
 	migrationStatuses.kind: migrationStatuses.blank, tokens.kind: tokens.blank, clusters.kind: clusters.blank,
 	taskSpecs.kind: taskSpecs.blank, taskStatuses.kind: taskStatuses.blank, eventRecords.kind: eventRecords.blank,
-	requestRecords.kind: requestRecords.blank,
+	requestRecords.kind: requestRecords.blank, hostStandings.kind: hostStandings.blank, vmPlaces.kind: vmPlaces.blank,
+	renewals.kind: renewals.blank,
 }
 
 // storedVMStatus leaves out usage and guest: the store never holds telemetry.
@@ -81,7 +86,18 @@ func storedVMStatus(s inventory.VMStatus) *godwitv1.VMStatus {
 
 func vmPointer(id inventory.VMID) *godwitv1.VM       { return &godwitv1.VM{Id: string(id)} }
 func fromVMPointer(m *godwitv1.VM) inventory.VMID    { return inventory.VMID(m.GetId()) }
-func fromEpochMessage(m *godwitv1.Epoch) epochRecord { return epochRecord{m.GetEpoch(), m.GetBootId()} }
+
+func fromEpochMessage(m *godwitv1.Epoch) Epoch {
+	return Epoch{Epoch: m.GetEpoch(), BootID: m.GetBootId(), Fences: m.GetFences(), Fenced: m.GetFenced(), Why: m.GetWhy()}
+}
+
+func aliveMessage(r inventory.Renewal) *godwitv1.Alive {
+	return &godwitv1.Alive{Sequence: r.Sequence, Lease: durationpb.New(r.Lease), Fencing: string(r.Fencing)}
+}
+
+func fromAliveMessage(m *godwitv1.Alive) inventory.Renewal {
+	return inventory.Renewal{Sequence: m.GetSequence(), Lease: m.GetLease().AsDuration(), Fencing: inventory.Fencing(m.GetFencing())}
+}
 
 func migrationPointer(id inventory.MigrationID) *godwitv1.Migration {
 	return &godwitv1.Migration{Id: string(id)}
@@ -91,8 +107,8 @@ func fromMigrationPointer(m *godwitv1.Migration) inventory.MigrationID {
 	return inventory.MigrationID(m.GetId())
 }
 
-func epochMessage(e epochRecord) *godwitv1.Epoch {
-	return &godwitv1.Epoch{Epoch: e.epoch, BootId: e.bootID}
+func epochMessage(e Epoch) *godwitv1.Epoch {
+	return &godwitv1.Epoch{Epoch: e.Epoch, BootId: e.BootID, Fences: e.Fences, Fenced: e.Fenced, Why: e.Why}
 }
 
 // stored is a record as it was read: what a write starts from. One that was not there has no message.

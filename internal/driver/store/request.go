@@ -30,11 +30,11 @@ func (s *Store) died(ctx context.Context, r inventory.Request) (bool, error) {
 	if r.Done {
 		return false, nil
 	}
-	epoch, _, err := s.Epoch(ctx, r.Host)
+	epoch, err := s.Epoch(ctx, r.Host)
 	if fault.Is(err, fault.NotFound) {
 		return true, nil // the host was removed
 	}
-	return epoch > r.Epoch, err
+	return epoch.Epoch > r.Epoch, err
 }
 
 // ClaimRequest records that the writer's host executes the request, in one transaction for all who try. It returns the record as it is

@@ -107,11 +107,11 @@ func start(t *testing.T) (*store.Store, *store.Writer) {
 
 func writer(t *testing.T, s *store.Store, host inventory.HostID) *store.Writer {
 	t.Helper()
-	epoch, err := s.NextEpoch(t.Context(), host, "boot-"+string(host))
+	epoch, _, err := s.NextEpoch(t.Context(), host, "boot-"+string(host))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.As(host, epoch)
+	return s.As(host, epoch.Epoch)
 }
 
 // must fails the test on an error; want wants one of a kind and returns it.

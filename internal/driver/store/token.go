@@ -104,7 +104,7 @@ func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, hos
 		return err
 	}
 	epochKey := keyHost(host, partEpoch)
-	member, err := hostEpochs.pack(epochRecord{})
+	member, err := hostEpochs.pack(Epoch{})
 	if err != nil {
 		return err
 	}

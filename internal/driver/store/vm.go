@@ -57,6 +57,8 @@ func gatherVMs(kvs []*mvccpb.KeyValue) ([]inventory.VM, error) {
 			vm.Run, err = read(vmRuns, key, kv)
 		case partStatus:
 			vm.Status, err = read(vmStatuses, key, kv)
+		case partPlace:
+			vm.Place, err = read(vmPlaces, key, kv)
 		}
 		if err != nil {
 			return nil, err

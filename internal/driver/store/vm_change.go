@@ -110,7 +110,7 @@ func (w *Writer) guard(ctx context.Context, epochs map[inventory.HostID]uint64) 
 		if err != nil {
 			return nil, err
 		}
-		if revision == 0 || now.value.epoch != epoch {
+		if revision == 0 || now.value.Epoch != epoch {
 			return nil, fault.New(fault.Conflict, "the agent of host %s was started again meanwhile: try again", host)
 		}
 		cmps = append(cmps, unchanged(key, revision))

@@ -228,9 +228,9 @@ func TestOldEpochChangesNothing(t *testing.T) {
 	if string(before) != string(after) {
 		t.Errorf("the store changed:\n%s\n%s", before, after)
 	}
-	epoch, boot, err := s.Epoch(t.Context(), "host-1")
+	epoch, err := s.Epoch(t.Context(), "host-1")
 	must(t, err)
-	if epoch != 2 || boot != "boot-host-1" {
-		t.Errorf("epoch %d of boot %q", epoch, boot)
+	if epoch.Epoch != 2 || epoch.BootID != "boot-host-1" {
+		t.Errorf("epoch %d of boot %q", epoch.Epoch, epoch.BootID)
 	}
 }

@@ -19,10 +19,13 @@ const attemptsMax = 16
 // meantime. Whoever gets it acts for nobody any more: it must stop, not retry. The kind is fault.Conflict.
 var ErrEpochOver = errors.New("its epoch is over")
 
-// epochRecord is what a host's epoch key holds.
-type epochRecord struct {
-	epoch  uint64
-	bootID string
+// Epoch is what a host's epoch key holds.
+type Epoch struct {
+	Epoch  uint64 // counts the starts of its agent, and fences
+	BootID string // of the kernel under the agent's last start
+	Fences uint64 // counts the times that the host was fenced
+	Fenced bool   // it was fenced since its agent's last start
+	Why    string // of the last fence
 }
 
 // Writer changes the inventory on behalf of one start of one host's agent. Make one with Store.As.
@@ -30,9 +33,11 @@ type Writer struct {
 	s     *Store
 	host  inventory.HostID
 	epoch uint64
+	term  *Term // of a leader: its writes compare that it still leads
 
 	mu       sync.Mutex
-	revision int64 // of the epoch's key when it last held our epoch; 0: not read yet
+	renewed  uint64 // renewals that were sent
+	revision int64  // of the epoch's key when it last held our epoch; 0: not read yet
 }
 
 // As returns a Writer for the host's agent that was given this epoch by NextEpoch. It does not ask the store; the first
@@ -47,58 +52,46 @@ func (w *Writer) Host() inventory.HostID { return w.host }
 // Epoch returns the start of the agent that the Writer acts for.
 func (w *Writer) Epoch() uint64 { return w.epoch }
 
-// NextEpoch counts a start of the host's agent and returns the new epoch, from 1. Every Writer with an older one is
-// refused from then on. bootID is the kernel's boot id, by which others can tell a new boot from a new agent.
-func (s *Store) NextEpoch(ctx context.Context, host inventory.HostID, bootID string) (uint64, error) {
+// NextEpoch counts a start of the host's agent and returns the new epoch, from 1, and the record as it was before: whether the host was
+// fenced since its last agent began, and under which boot that was. Every Writer with an older epoch is refused from then on.
+// bootID is the kernel's boot id, by which others can tell a new boot from a new agent.
+func (s *Store) NextEpoch(ctx context.Context, host inventory.HostID, bootID string) (now, before Epoch, err error) {
 	if err := checkID("host", host); err != nil {
-		return 0, err
+		return now, before, err
 	}
 	key := keyHost(host, partEpoch)
 	for range attemptsMax {
-		resp, err := s.get(ctx, key)
+		old, revision, err := load(ctx, s, key, hostEpochs)
 		if err != nil {
-			return 0, fault.Wrap("start epoch of", "host "+string(host), err)
+			return now, before, fault.Wrap("start epoch of", "host "+string(host), err)
 		}
-		old := stored[epochRecord]{}
-		var revision int64
-		var value string
-		if len(resp.Kvs) == 0 {
-			old.value.epoch = 0
-			value, err = hostEpochs.pack(epochRecord{epoch: 1, bootID: bootID})
-		} else {
-			revision = resp.Kvs[0].ModRevision
-			if old, err = hostEpochs.unpack(key, resp.Kvs[0].Value); err != nil {
-				return 0, err
-			}
-			value, err = hostEpochs.repack(old, epochRecord{epoch: old.value.epoch + 1, bootID: bootID})
-		}
+		before = old.value
+		now = Epoch{Epoch: before.Epoch + 1, BootID: bootID, Fences: before.Fences}
+		value, err := hostEpochs.repack(old, now)
 		if err != nil {
-			return 0, err
+			return now, before, err
 		}
 		done, err := s.txn(ctx, []clientv3.Cmp{unchanged(key, revision)}, []clientv3.Op{clientv3.OpPut(key, value)}, nil)
 		if err != nil {
-			return 0, fault.Wrap("start epoch of", "host "+string(host), err)
+			return now, before, fault.Wrap("start epoch of", "host "+string(host), err)
 		}
 		if done.Succeeded {
-			return old.value.epoch + 1, nil
+			return now, before, nil
 		}
 	}
-	return 0, fault.New(fault.Conflict, "start epoch of host %s: it changed %d times meanwhile: is the agent running twice?", host, attemptsMax)
+	return now, before, fault.New(fault.Conflict, "start epoch of host %s: it changed %d times meanwhile: is the agent running twice?", host, attemptsMax)
 }
 
-// Epoch returns the host's current epoch and the boot id that came with it, or fault.NotFound when the host never
-// started an agent.
-func (s *Store) Epoch(ctx context.Context, host inventory.HostID) (epoch uint64, bootID string, err error) {
-	key := keyHost(host, partEpoch)
-	resp, err := s.get(ctx, key)
+// Epoch returns the host's epoch record as it is now, or fault.NotFound when the host never started an agent.
+func (s *Store) Epoch(ctx context.Context, host inventory.HostID) (Epoch, error) {
+	rec, revision, err := load(ctx, s, keyHost(host, partEpoch), hostEpochs)
 	if err != nil {
-		return 0, "", err
+		return Epoch{}, err
 	}
-	if len(resp.Kvs) == 0 {
-		return 0, "", noHost(host)
+	if revision == 0 {
+		return Epoch{}, noHost(host)
 	}
-	rec, err := hostEpochs.unpack(key, resp.Kvs[0].Value)
-	return rec.value.epoch, rec.value.bootID, err
+	return rec.value, nil
 }
 
 // unchanged compares that the key was last written at the revision; 0 means that it does not exist.
@@ -125,12 +118,20 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 			return false, err
 		}
 		guarded := append([]clientv3.Cmp{unchanged(key, revision)}, cmps...)
-		resp, err := w.s.txn(ctx, guarded, ops, []clientv3.Op{clientv3.OpGet(key)})
+		otherwise := []clientv3.Op{clientv3.OpGet(key)}
+		if w.term != nil {
+			guarded = append(guarded, w.term.stands())
+			otherwise = append(otherwise, clientv3.OpGet(w.term.key))
+		}
+		resp, err := w.s.txn(ctx, guarded, ops, otherwise)
 		if err != nil {
 			return false, err
 		}
 		if resp.Succeeded {
 			return true, nil
+		}
+		if w.term != nil && !w.term.in(resp.Responses[1].GetResponseRange().GetKvs()) {
+			return false, w.term.over()
 		}
 		kvs := resp.Responses[0].GetResponseRange().GetKvs()
 		if len(kvs) == 1 && kvs[0].GetModRevision() == revision {
@@ -171,9 +172,12 @@ func (w *Writer) learnEpoch(kvs []*mvccpb.KeyValue) error {
 	if err != nil {
 		return err
 	}
-	if rec.value.epoch != w.epoch {
-		return fault.New(fault.Conflict, "epoch %d of host %s: %w: its agent was started again, or the host was declared dead (now epoch %d)",
-			w.epoch, w.host, ErrEpochOver, rec.value.epoch)
+	if rec.value.Epoch != w.epoch {
+		if rec.value.Fenced {
+			return fault.New(fault.Conflict, "epoch %d of host %s: %w: the host was fenced: %s", w.epoch, w.host, ErrEpochOver, rec.value.Why)
+		}
+		return fault.New(fault.Conflict, "epoch %d of host %s: %w: its agent was started again (now epoch %d)",
+			w.epoch, w.host, ErrEpochOver, rec.value.Epoch)
 	}
 	w.mu.Lock()
 	w.revision = kvs[0].GetModRevision()

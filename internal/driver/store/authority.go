@@ -1,0 +1,164 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// Renew renews the authority of the writer's host for the lease, by one linearisable transaction under its epoch. Only a nil error means
+// that it was done, and the caller counts the lease from a moment before the call. After any other error but ErrEpochOver it may
+// have been done all the same. It tries once: a caller with little time left decides itself what to do next.
+func (w *Writer) Renew(ctx context.Context, lease time.Duration, fencing inventory.Fencing) error {
+	key := keyAlive(w.host)
+	w.mu.Lock()
+	w.renewed++
+	sequence := w.renewed
+	w.mu.Unlock()
+	value, err := renewals.pack(inventory.Renewal{Sequence: sequence, Lease: lease, Fencing: fencing})
+	if err != nil {
+		return err
+	}
+	done, err := w.commit(ctx, nil, clientv3.OpPut(key, value))
+	if err == nil && !done {
+		err = fault.New(fault.Conflict, "renew authority of host %s: the store refused it without a reason", w.host)
+	}
+	return err
+}
+
+// Renewals returns the last renewal of every host that has an epoch, ordered by host, as of one moment of the store, by one linearisable
+// read. A host that never renewed has Revision 0.
+func (s *Store) Renewals(ctx context.Context) ([]inventory.Renewal, error) {
+	call, cancel := context.WithTimeout(ctx, CallTimeout)
+	defer cancel()
+	resp, err := s.client.Txn(call).Then(
+		clientv3.OpGet(rootHost, clientv3.WithPrefix()), clientv3.OpGet(rootAlive, clientv3.WithPrefix())).Commit()
+	if err != nil {
+		return nil, s.explain(ctx, err)
+	}
+	last := map[inventory.HostID]inventory.Renewal{}
+	for _, kv := range resp.Responses[1].GetResponseRange().GetKvs() {
+		id, _ := split(rootAlive, string(kv.GetKey()))
+		r, err := read(renewals, string(kv.GetKey()), kv)
+		if err != nil {
+			return nil, err
+		}
+		r.Host, r.Revision = inventory.HostID(id), kv.GetModRevision()
+		last[r.Host] = r
+	}
+	var all []inventory.Renewal
+	for _, kv := range resp.Responses[0].GetResponseRange().GetKvs() {
+		id, part := split(rootHost, string(kv.GetKey()))
+		if part != partEpoch {
+			continue
+		}
+		e, err := read(hostEpochs, string(kv.GetKey()), kv)
+		if err != nil {
+			return nil, err
+		}
+		r := last[inventory.HostID(id)]
+		r.Host, r.Fenced = inventory.HostID(id), e.Fenced
+		all = append(all, r)
+	}
+	return all, nil
+}
+
+// Fence ends the epoch of a host whose last renewal had this revision, by one transaction: it is fault.Conflict when the host has renewed, or its
+// agent begun an epoch, since. From then on no transaction of the host's agent succeeds, and its VMs may be given to others
+// (Term.Reassign). Only the leader may, and only after the wait or the proof of policy/authority.
+func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64, why string) error {
+	key := keyHost(host, partEpoch)
+	old, epochRevision, err := load(ctx, t.w.s, key, hostEpochs)
+	if err != nil {
+		return err
+	}
+	if epochRevision == 0 {
+		return noHost(host)
+	}
+	if old.value.Fenced {
+		return nil
+	}
+	now := old.value
+	now.Epoch, now.Fences, now.Fenced, now.Why = now.Epoch+1, now.Fences+1, true, why
+	value, err := hostEpochs.repack(old, now)
+	if err != nil {
+		return err
+	}
+	done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(key, epochRevision), unchanged(keyAlive(host), revision)}, clientv3.OpPut(key, value))
+	if err != nil {
+		return fault.Wrap("fence", "host "+string(host), err)
+	}
+	if !done {
+		return fault.New(fault.Conflict, "fence host %s: it has given a sign of life meanwhile", host)
+	}
+	return nil
+}
+
+// Reassign changes the run record of a VM whose hosts in dead are fenced, and says so in its place record, in one transaction that compares
+// both and that each of them is fenced still: one whose agent has begun a new epoch since is fault.Conflict. change may be called several times; its
+// error ends the attempt and is returned as it is.
+func (t *Term) Reassign(ctx context.Context, id inventory.VMID, dead []inventory.HostID, change func(*inventory.VMRun, *inventory.VMPlace) error) (inventory.VMRun, error) {
+	runKey, placeKey := keyVM(id, partRun), keyVM(id, partPlace)
+	for range attemptsMax {
+		run, runRevision, err := load(ctx, t.w.s, runKey, vmRuns)
+		if err != nil {
+			return inventory.VMRun{}, err
+		}
+		if runRevision == 0 {
+			return inventory.VMRun{}, noVM(string(id))
+		}
+		place, placeRevision, err := load(ctx, t.w.s, placeKey, vmPlaces)
+		if err != nil {
+			return inventory.VMRun{}, err
+		}
+		cmps := []clientv3.Cmp{unchanged(runKey, runRevision), unchanged(placeKey, placeRevision)}
+		for _, host := range dead {
+			epoch, revision, err := load(ctx, t.w.s, keyHost(host, partEpoch), hostEpochs)
+			if err != nil {
+				return inventory.VMRun{}, err
+			}
+			if revision != 0 && !epoch.value.Fenced {
+				return inventory.VMRun{}, fault.New(fault.Conflict, "host %s has come back meanwhile", host)
+			}
+			cmps = append(cmps, unchanged(keyHost(host, partEpoch), revision))
+		}
+		newRun, newPlace := run.value, place.value
+		if err := change(&newRun, &newPlace); err != nil {
+			return inventory.VMRun{}, err
+		}
+		runText, err := vmRuns.repack(run, newRun)
+		if err != nil {
+			return inventory.VMRun{}, err
+		}
+		placeText, err := vmPlaces.repack(place, newPlace)
+		if err != nil {
+			return inventory.VMRun{}, err
+		}
+		done, err := t.w.commit(ctx, cmps, clientv3.OpPut(runKey, runText), clientv3.OpPut(placeKey, placeText))
+		if err != nil {
+			return inventory.VMRun{}, err
+		}
+		if done {
+			return newRun, nil
+		}
+	}
+	return inventory.VMRun{}, fault.New(fault.Conflict, "vm %s was changed by others %d times meanwhile: try again", id, attemptsMax)
+}
+
+// PutPlace writes what the leader says of a VM; nothing is written when it says so already.
+func (t *Term) PutPlace(ctx context.Context, id inventory.VMID, change func(*inventory.VMPlace) error) error {
+	_, err := apply(ctx, t.w, edit[inventory.VMPlace]{what: "place of vm " + string(id), key: keyVM(id, partPlace), codec: vmPlaces, change: change})
+	return err
+}
+
+// PutStanding writes what the leader says of a host; nothing is written when it says so already.
+func (t *Term) PutStanding(ctx context.Context, host inventory.HostID, change func(*inventory.HostStanding) error) error {
+	_, err := apply(ctx, t.w, edit[inventory.HostStanding]{
+		what: "standing of host " + string(host), key: keyHost(host, partStanding), codec: hostStandings, change: change,
+	})
+	return err
+}

@@ -1,0 +1,75 @@
+// Package ha decides what becomes of the VMs of hosts that are dead or silent: who may start them again, with which generation, or what
+// stands against it. It is pure: facts in, a decision out. Placement on a host is not its matter.
+package ha
+
+import "github.com/godwit-vm/godwit/internal/inventory"
+
+// Life is what the leader knows of one end of a VM.
+type Life string
+
+// The lives. Dead needs proof: a fence transaction that was done, or, for a heir, a boot since it was named.
+const (
+	Living Life = "living" // its agent renews: what is left to do is that agent's
+	Silent Life = "silent" // nobody knows
+	Dead   Life = "dead"   // nothing of it runs, and nothing it wrote is under way
+)
+
+// Case is one VM as the store has it, read in one linearisable read, and the two hosts that may run it.
+type Case struct {
+	Run   inventory.VMRun
+	Owner Life
+	// Of the open hand-over; they count while an heir stands.
+	Heir          Life
+	HeirDiscarded bool // the heir has answered, for this migration, that it never ran the VM and never will
+}
+
+// DecisionKind names what is to be done.
+type DecisionKind string
+
+// The decisions.
+const (
+	Leave      DecisionKind = "leave"       // nothing: who can act is there and will
+	Restart    DecisionKind = "restart"     // some host becomes owner with Generation, and no heir stands any more
+	Release    DecisionKind = "release"     // as Restart for a VM that is wanted off: an owner that can start it later
+	Wait       DecisionKind = "wait"        // somebody is silent; Why says who is waited for
+	AskDiscard DecisionKind = "ask-discard" // the owner is dead, the heir lives: it is asked for its final word
+	TellOwner  DecisionKind = "tell-owner"  // the heir is dead, the owner lives: it is told, and decides by the hand-over's rules
+)
+
+// Decision is what is to be done about a VM.
+type Decision struct {
+	Kind       DecisionKind
+	Generation inventory.Generation // of Restart and Release
+	Wait       inventory.HostID     // of Wait: who is silent
+}
+
+// Decide says what is to be done. While an heir stands nobody starts the VM until each of owner and heir is dead or, for the heir, has
+// discarded: docs/architecture.md, "Safety of the hand-over".
+func Decide(c Case) Decision {
+	next := c.Run.Generation + 1
+	if !c.Run.Heir.IsZero() {
+		next = max(next, c.Run.Heir.Generation+1) // the heir's number is burnt
+		switch {
+		case c.Owner == Living && c.Heir == Dead:
+			return Decision{Kind: TellOwner}
+		case c.Owner == Living:
+			return Decision{Kind: Leave}
+		case c.Owner == Silent:
+			return Decision{Kind: Wait, Wait: c.Run.Owner}
+		case c.HeirDiscarded || c.Heir == Dead:
+		case c.Heir == Silent:
+			return Decision{Kind: Wait, Wait: c.Run.Heir.Host}
+		default:
+			return Decision{Kind: AskDiscard}
+		}
+	}
+	switch {
+	case c.Owner == Living:
+		return Decision{Kind: Leave}
+	case c.Owner == Silent:
+		return Decision{Kind: Wait, Wait: c.Run.Owner}
+	case c.Run.Wanted == inventory.PowerOn:
+		return Decision{Kind: Restart, Generation: next}
+	}
+	return Decision{Kind: Release, Generation: next}
+}
