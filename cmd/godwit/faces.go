@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/control/cluster"
 	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/face/rpc"
@@ -46,6 +47,9 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identi
 	}
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return a.Run(ctx) })
+	all.Go(func() error {
+		return cluster.Run(ctx, cluster.Config{Host: a.Host(), Epoch: a.Epoch(), Store: a.Store, Loops: leaderLoops(a, c, r), Log: r.log})
+	})
 	all.Go(func() error {
 		select { // before it knows its VMs, the agent would deny that they exist
 		case <-a.Ready():

@@ -145,6 +145,9 @@ func (a *Agent) probe() qemu.ProbeConfig {
 	return qemu.ProbeConfig{Binary: a.Binary, User: a.User, CacheDir: a.CacheDir}
 }
 
+// Epoch returns the epoch of this agent.
+func (a *Agent) Epoch() uint64 { return a.writer.Epoch() }
+
 // Host returns the id of the agent's host.
 func (a *Agent) Host() inventory.HostID { return a.Config.Host }
 
@@ -197,10 +200,6 @@ func (a *Agent) spawn(ctx context.Context, f func(context.Context)) bool {
 
 // Ready is closed when every VM that runs here has been adopted; calls before that may find a VM missing.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
-
-// authority is how far this host may still act for its VMs. A single store member without fencing cannot take it away, so it
-// has no end yet; the hand-over asks for it all the same.
-func (a *Agent) authority() time.Duration { return time.Hour }
 
 // VM returns a VM by name or id, live when it runs here.
 func (a *Agent) VM(ctx context.Context, nameOrID string) (inventory.VM, error) {

@@ -24,14 +24,19 @@ type codec[T any] struct {
 	from  func(proto.Message) T
 }
 
+// blanks makes the empty message of every kind that has a codec, for Dump.
+var blanks = map[string]func() proto.Message{}
+
 func newCodec[T, M any, PM interface {
 	*M
 	proto.Message
 }](kind string, to func(T) PM, from func(PM) T,
 ) codec[T] {
+	blank := func() proto.Message { return PM(new(M)) }
+	blanks[kind] = blank
 	return codec[T]{
 		kind:  kind,
-		blank: func() proto.Message { return PM(new(M)) },
+		blank: blank,
 		to:    func(t T) proto.Message { return to(t) },
 		from: func(m proto.Message) T {
 			pm, _ := m.(PM) // made by blank or to; a nil reads as the zero noun
@@ -65,18 +70,6 @@ var (
 	requestRecords    = newCodec("request", wire.Request, wire.FromRequest)
 	clusters          = newCodec("cluster", wrapperspb.String, (*wrapperspb.StringValue).GetValue)
 )
-
-// blanks makes the empty message of a kind, for Dump.
-var blanks = map[string]func() proto.Message{
-	vmSpecs.kind: vmSpecs.blank, vmRuns.kind: vmRuns.blank, vmStatuses.kind: vmStatuses.blank,
-	vmMigrations.kind: vmMigrations.blank, vmNames.kind: vmNames.blank, macs.kind: macs.blank,
-	hostSpecs.kind: hostSpecs.blank, hostStatuses.kind: hostStatuses.blank, hostEpochs.kind: hostEpochs.blank,
-	networkSpecs.kind: networkSpecs.blank, migrationSpecs.kind: migrationSpecs.blank,
-	migrationStatuses.kind: migrationStatuses.blank, tokens.kind: tokens.blank, clusters.kind: clusters.blank,
-	taskSpecs.kind: taskSpecs.blank, taskStatuses.kind: taskStatuses.blank, eventRecords.kind: eventRecords.blank,
-	requestRecords.kind: requestRecords.blank, hostStandings.kind: hostStandings.blank, vmPlaces.kind: vmPlaces.blank,
-	renewals.kind: renewals.blank,
-}
 
 // storedVMStatus leaves out usage and guest: the store never holds telemetry.
 func storedVMStatus(s inventory.VMStatus) *godwitv1.VMStatus {
