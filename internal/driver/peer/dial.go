@@ -102,6 +102,7 @@ func (d *Dialer) DialStream(ctx context.Context, host inventory.HostID, address 
 		return nil, d.explain(ctx, host, address, err)
 	}
 	boundStream(raw)
+	paceStream(raw)
 	conn := tls.Client(raw, d.id.clientTLS(host, protoStream))
 	if err := open(ctx, conn, header); err != nil {
 		_ = conn.Close() // err says what matters
