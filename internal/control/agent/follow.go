@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -12,26 +13,49 @@ import (
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
-// resyncEvery is how often the loops look without having been told: what they missed or could not do is done then.
-const resyncEvery = 2 * time.Second
+// The pauses of the loops that follow the store.
+const (
+	// resyncEvery is how often a loop looks at its own side without having been told, and tries again what it could not do.
+	resyncEvery = 2 * time.Second
+	// rereadEvery is how often a loop reads everything of its kind without having been told. The watch misses nothing that we know of; this
+	// is for what we do not know. With a thousand hosts, each such read of ten thousand VMs is megabytes.
+	rereadEvery = 10 * time.Minute
+	// readEachMax is up to how many changed objects are read one by one; from more on all of the kind are read at once.
+	readEachMax = 32
+)
+
+// news is what a loop was told since its last step that succeeded.
+type news struct {
+	all bool            // everything may have changed: the first step, and every rereadEvery
+	ids map[string]bool // these did
+}
+
+// none reports whether nothing changed: the step is for the loop's own side.
+func (n news) none() bool { return !n.all && len(n.ids) == 0 }
 
 // statusEvery is how often the host's own status is published.
 const statusEvery = 10 * time.Second
 
 // follow calls step whenever something of the kind changed and every resyncEvery, until ctx ends. A step that fails is
-// logged once per kind of failure and tried again: it reads the store and takes what is there.
-func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.Context) error) error {
+// logged once per kind of failure and tried again with the same news and what came since.
+func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.Context, news) error) error {
 	changes := a.Store.Watch(ctx, kind)
 	tick := time.NewTicker(resyncEvery)
 	defer tick.Stop()
 	last := ""
+	told, read := news{all: true, ids: map[string]bool{}}, time.Now()
 	for {
+		if time.Since(read) >= rereadEvery {
+			told.all, read = true, time.Now()
+		}
 		within, done := context.WithTimeout(ctx, storeTimeout)
-		err := step(within)
+		err := step(within, told)
 		done()
 		now := ""
 		if err != nil {
 			now = err.Error()
+		} else {
+			told = news{ids: map[string]bool{}}
 		}
 		if now != last && ctx.Err() == nil {
 			a.Log.LogAttrs(ctx, slog.LevelWarn, "loop", slog.String("kind", string(kind)), slog.String("err", now))
@@ -39,9 +63,12 @@ func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.C
 			last = now
 		}
 		select {
-		case _, more := <-changes:
+		case e, more := <-changes:
 			if !more {
 				return nil
+			}
+			for ; more; e, more = next(changes) {
+				told.ids[e.ID] = true
 			}
 		case <-tick.C:
 		case <-ctx.Done():
@@ -53,14 +80,26 @@ func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.C
 	}
 }
 
+// next takes another change if there is one already, so that many at once are one step.
+func next(changes <-chan store.Event) (store.Event, bool) {
+	select {
+	case e, more := <-changes:
+		return e, more
+	default:
+		return store.Event{}, false
+	}
+}
+
 // followNetworks gives the switch the cluster's networks; the gateway of each runs where its record says.
 func (a *Agent) followNetworks(ctx context.Context) error {
+	var all []inventory.Network
 	var last []vnet.NetworkSpec
 	var pid int
-	return a.follow(ctx, store.Networks, func(ctx context.Context) error {
-		all, err := a.Store.Networks(ctx)
-		if err != nil {
-			return err
+	return a.follow(ctx, store.Networks, func(ctx context.Context, told news) (err error) {
+		if !told.none() {
+			if all, err = a.Store.Networks(ctx); err != nil {
+				return err
+			}
 		}
 		a.keepBridges(ctx, append([]inventory.Network{}, all...))
 		specs := make([]vnet.NetworkSpec, 0, len(all))
@@ -95,12 +134,14 @@ func (a *Agent) followNetworks(ctx context.Context) error {
 
 // followHosts gives the switch the trunks to all other hosts.
 func (a *Agent) followHosts(ctx context.Context) error {
+	var all []inventory.Host
 	var last []vnet.Peer
 	var pid int
-	return a.follow(ctx, store.Hosts, func(ctx context.Context) error {
-		all, err := a.Store.Hosts(ctx)
-		if err != nil {
-			return err
+	return a.follow(ctx, store.Hosts, func(ctx context.Context, told news) (err error) {
+		if !told.none() {
+			if all, err = a.Store.Hosts(ctx); err != nil {
+				return err
+			}
 		}
 		var peers []vnet.Peer
 		for _, h := range all {
@@ -123,15 +164,19 @@ func (a *Agent) followHosts(ctx context.Context) error {
 	})
 }
 
-// followVMs wakes the migrations whose end the store may have told: the target has become owner.
+// followVMs takes in and lets go of VMs that changed hands, and wakes the migrations whose end the store may have told: the target has
+// become owner.
 func (a *Agent) followVMs(ctx context.Context) error {
-	var looked time.Time
-	return a.follow(ctx, store.VMs, func(ctx context.Context) error {
-		if time.Since(looked) >= reconcileEvery {
-			looked = time.Now()
-			if err := a.reconcile(ctx); err != nil {
-				return err
-			}
+	select { // before, it would take in what adopt finds
+	case <-a.ready:
+	case <-ctx.Done():
+		return nil
+	}
+	open := map[string]bool{} // VMs that could not be taken in or let go of yet
+	return a.follow(ctx, store.VMs, func(ctx context.Context, told news) (err error) {
+		maps.Copy(told.ids, open)
+		if open, err = a.reconcile(ctx, told); err != nil {
+			return err
 		}
 		a.mu.Lock()
 		defer a.mu.Unlock()

@@ -131,10 +131,12 @@ const plannedMax = 10 * time.Second
 
 // followMigrations acts on what the records say: cancels what is marked, and ends those that nobody drives.
 func (a *Agent) followMigrations(ctx context.Context) error {
-	return a.follow(ctx, store.Migrations, func(ctx context.Context) error {
-		all, err := a.Store.Migrations(ctx)
-		if err != nil {
-			return err
+	var all []inventory.Migration
+	return a.follow(ctx, store.Migrations, func(ctx context.Context, told news) (err error) {
+		if !told.none() {
+			if all, err = a.Store.Migrations(ctx); err != nil {
+				return err
+			}
 		}
 		for _, m := range all {
 			if m.Status.Phase.Final() || m.Spec.Source != a.Host() {

@@ -431,33 +431,50 @@ func (a *Agent) leaveOld(ctx context.Context, v *vm, m *moving) {
 	}
 }
 
-// reconcileEvery is how often the store is asked whether VMs came or went without a word: an agent was killed just after it had
-// moved one.
-const reconcileEvery = 10 * time.Second
-
-// reconcile begins loops of VMs that are this host's, and ends those of VMs that are not.
-func (a *Agent) reconcile(ctx context.Context) error {
-	select {
-	case <-a.ready:
-	default:
-		return nil
-	}
-	all, err := a.Store.VMs(ctx)
+// reconcile begins loops of VMs that are this host's, and ends those of VMs that are not. It reads those that it was told of, and
+// returns which are to be looked at again, since their last loop has not ended, or their migration is not over.
+func (a *Agent) reconcile(ctx context.Context, told news) (again map[string]bool, err error) {
+	again = map[string]bool{}
+	changed, err := a.readChanged(ctx, told)
 	if err != nil {
-		return err
+		return again, err
 	}
-	for _, vm := range all {
+	for _, vm := range changed {
 		mine := vm.Run.Owner == a.Host() && vm.Run.Heir.IsZero()
 		switch v := a.lookup(vm.ID); {
 		case v == nil && mine:
 			if err := a.takeIn(ctx, vm.ID); err != nil {
-				return err
+				return again, err
+			}
+			if a.lookup(vm.ID) == nil {
+				again[string(vm.ID)] = true
 			}
 		case v != nil && !mine && vm.Run.Owner != a.Host():
 			a.letGo(ctx, v)
+			if a.lookup(vm.ID) != nil {
+				again[string(vm.ID)] = true
+			}
 		}
 	}
-	return a.orphanedMoves(ctx)
+	return again, a.orphanedMoves(ctx)
+}
+
+// readChanged reads the VMs that may have changed; one that is gone is left out.
+func (a *Agent) readChanged(ctx context.Context, told news) ([]inventory.VM, error) {
+	if told.all || len(told.ids) > readEachMax {
+		return a.Store.VMs(ctx)
+	}
+	var changed []inventory.VM
+	for id := range told.ids {
+		vm, err := a.Store.VM(ctx, id)
+		switch {
+		case err == nil:
+			changed = append(changed, vm)
+		case !fault.Is(err, fault.NotFound):
+			return nil, err
+		}
+	}
+	return changed, nil
 }
 
 // takeIn begins the loop of a stopped VM that has become this host's.

@@ -77,8 +77,8 @@ func storedVMStatus(s inventory.VMStatus) *godwitv1.VMStatus {
 	return wire.VMStatus(s)
 }
 
-func vmPointer(id inventory.VMID) *godwitv1.VM       { return &godwitv1.VM{Id: string(id)} }
-func fromVMPointer(m *godwitv1.VM) inventory.VMID    { return inventory.VMID(m.GetId()) }
+func vmPointer(id inventory.VMID) *godwitv1.VM    { return &godwitv1.VM{Id: string(id)} }
+func fromVMPointer(m *godwitv1.VM) inventory.VMID { return inventory.VMID(m.GetId()) }
 
 func fromEpochMessage(m *godwitv1.Epoch) Epoch {
 	return Epoch{Epoch: m.GetEpoch(), BootID: m.GetBootId(), Fences: m.GetFences(), Fenced: m.GetFenced(), Why: m.GetWhy()}

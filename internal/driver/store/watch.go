@@ -88,8 +88,8 @@ func (w *watch) follow(ctx context.Context) {
 	}
 	following, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	// One stream of everything: the order of changes of different kinds is kept, and the rest of the inventory is small.
-	changes := w.s.client.Watch(following, rootKey, clientv3.WithPrefix(), clientv3.WithRev(revision+1))
+	// One stream, so that the order of changes of different kinds is kept.
+	changes := w.s.client.Watch(following, w.root(), clientv3.WithPrefix(), clientv3.WithRev(revision+1))
 	for {
 		var out chan Event
 		var next Event
@@ -112,9 +112,17 @@ func (w *watch) follow(ctx context.Context) {
 	}
 }
 
+// root is the root of all keys that the watch looks at: that of the one kind, or everybody's.
+func (w *watch) root() string {
+	if len(w.what) == 1 {
+		return w.what[0].root
+	}
+	return rootKey
+}
+
 // list makes an event for everything that exists and everything that does no longer.
 func (w *watch) list(ctx context.Context) (revision int64, err error) {
-	resp, err := w.s.get(ctx, rootKey, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := w.s.get(ctx, w.root(), clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return 0, err
 	}
