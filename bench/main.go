@@ -2,7 +2,7 @@
 // settings, moved in turn by one and by the other, and the numbers compared pair by pair, so that what else the
 // machine does weighs on both. It writes a table, the raw samples as JSON, and a drawing; docs/performance.md explains the figures.
 //
-// With -many it fills one host with tiny VMs instead, and measures how long that takes and what the host does when they are idle.
+// With -scale it gives one leader many simulated hosts. With -many it fills one host with tiny VMs instead, and measures how long that takes and what the host does when they are idle.
 //
 // Plain is two QEMUs with the command line that Godwit would give them, joined by a unix socket, driven over QMP with nothing
 // between: no second machine's network, no encryption, no records, no clean-up of anything but the processes. It is the
@@ -39,6 +39,7 @@ type options struct {
 	downtime  time.Duration
 	many      int    // VMs on one host instead; 0: migrations
 	guest     string // that these run
+	scale     int    // simulated hosts instead; 0: none
 }
 
 func main() {
@@ -58,6 +59,7 @@ func main() {
 	flag.DurationVar(&o.downtime, "downtime", 0, "downtime limit of all variants but the defaults; 0: Godwit's own")
 	flag.IntVar(&o.many, "many", 0, "fill one host with so many tiny VMs instead, and measure start, idleness and vm ls; as many times as -pairs says")
 	flag.StringVar(&o.guest, "guest", "idle", "what these VMs run: idle, or heartbeat, which prints ten lines a second")
+	flag.IntVar(&o.scale, "scale", 0, "give one leader so many simulated hosts with ten VMs each instead, and measure what it takes")
 	flag.Parse()
 	if quick {
 		o.pairs, memories, rates = 2, "512", "0,20"
@@ -100,6 +102,13 @@ func begin(ctx context.Context, o options, bandwidth, memories, rates string) (e
 			return err
 		}
 		return m.write(o.out, "many-"+o.guest)
+	}
+	if o.scale > 0 {
+		s, err := measureScale(ctx, o)
+		if err != nil {
+			return err
+		}
+		return s.write(o.out, "scale")
 	}
 	report, err := measure(ctx, o)
 	if err != nil {

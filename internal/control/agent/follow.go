@@ -36,6 +36,9 @@ func (n news) none() bool { return !n.all && len(n.ids) == 0 }
 // statusEvery is how often the host's own status is published.
 const statusEvery = 10 * time.Second
 
+// memoryGrain is the part of a host's memory, as a divisor, by which what is free must have changed to be published.
+const memoryGrain = 64
+
 // follow calls step whenever something of the kind changed and every resyncEvery, until ctx ends. A step that fails is
 // logged once per kind of failure and tried again with the same news and what came since.
 func (a *Agent) follow(ctx context.Context, kind store.Kind, step func(context.Context, news) error) error {
@@ -191,16 +194,23 @@ func (a *Agent) followVMs(ctx context.Context) error {
 	})
 }
 
-// keepStatus publishes the host's status until ctx ends.
+// keepStatus publishes the host's status when it is another one, until ctx ends. Free memory changes all the time: it is written when it differs
+// by memoryGrain, since every host is told of every write.
 func (a *Agent) keepStatus(ctx context.Context) {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
+	var written inventory.HostStatus
 	for {
-		within, done := context.WithTimeout(ctx, storeTimeout)
-		err := a.writer.PutHostStatus(within, a.status())
-		done()
-		if err != nil && ctx.Err() == nil {
-			a.Log.LogAttrs(ctx, slog.LevelWarn, "host status not stored", slog.Any("err", err))
+		now := a.status()
+		if off := max(now.MemoryFree-written.MemoryFree, written.MemoryFree-now.MemoryFree); now.VMs != written.VMs || off*memoryGrain > memory().total {
+			within, done := context.WithTimeout(ctx, storeTimeout)
+			err := a.writer.PutHostStatus(within, now)
+			done()
+			if err == nil {
+				written = now
+			} else if ctx.Err() == nil {
+				a.Log.LogAttrs(ctx, slog.LevelWarn, "host status not stored", slog.Any("err", err))
+			}
 		}
 		select {
 		case <-ctx.Done():
