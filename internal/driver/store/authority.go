@@ -12,9 +12,10 @@ import (
 
 // Renew renews the authority of the writer's host for the lease, by one linearisable transaction under its epoch. Only a nil error means
 // that it was done, and the caller counts the lease from a moment before the call. After any other error but ErrEpochOver it may
-// have been done all the same. It tries once: a caller with little time left decides itself what to do next.
+// have been done all the same, but it will not be done later than one that is called after it and succeeds: a renewal that is still on its way
+// could otherwise put its short lease in the place of a longer one that the host counts on. It tries once, and again at once where
+// it only had to learn what was there: a caller with little time left decides itself what to do next. One call at a time.
 func (w *Writer) Renew(ctx context.Context, lease time.Duration, fencing inventory.Fencing) error {
-	key := keyAlive(w.host)
 	w.mu.Lock()
 	w.renewed++
 	sequence := w.renewed
@@ -23,11 +24,40 @@ func (w *Writer) Renew(ctx context.Context, lease time.Duration, fencing invento
 	if err != nil {
 		return err
 	}
-	done, err := w.commit(ctx, nil, clientv3.OpPut(key, value))
-	if err == nil && !done {
-		err = fault.New(fault.Conflict, "renew authority of host %s: the store refused it without a reason", w.host)
+	for range attemptsMax {
+		done, err := w.renew(ctx, value)
+		if err != nil || done {
+			return err
+		}
 	}
-	return err
+	return fault.New(fault.Conflict, "renew authority of host %s: it changes all the time: is the agent running twice?", w.host)
+}
+
+// renew tries once, and learns the revisions of both keys when it compared others.
+func (w *Writer) renew(ctx context.Context, value string) (bool, error) {
+	epochKey, aliveKey := keyHost(w.host, partEpoch), keyAlive(w.host)
+	w.mu.Lock()
+	epoch, alive := w.revision, w.alive
+	w.mu.Unlock()
+	resp, err := w.s.txn(ctx, []clientv3.Cmp{unchanged(epochKey, epoch), unchanged(aliveKey, alive), exists(epochKey)},
+		[]clientv3.Op{clientv3.OpPut(aliveKey, value)}, []clientv3.Op{clientv3.OpGet(epochKey), clientv3.OpGet(aliveKey)})
+	if err != nil {
+		return false, err
+	}
+	alive = resp.Header.GetRevision()
+	if !resp.Succeeded {
+		if err := w.learnEpoch(resp.Responses[0].GetResponseRange().GetKvs()); err != nil {
+			return false, err
+		}
+		alive = 0
+		if kvs := resp.Responses[1].GetResponseRange().GetKvs(); len(kvs) == 1 {
+			alive = kvs[0].GetModRevision()
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.alive = alive
+	return resp.Succeeded, nil
 }
 
 // Renewals returns the last renewal of every host that has an epoch, ordered by host, as of one moment of the store, by one linearisable

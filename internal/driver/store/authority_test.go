@@ -87,3 +87,19 @@ func renewal(t *testing.T, s *store.Store, host inventory.HostID) inventory.Rene
 	t.Fatalf("no renewal of %s in %+v", host, all)
 	return inventory.Renewal{}
 }
+
+// A renewal that is late on its way does not come after one that was sent later: its short lease would take the place of a longer one.
+func TestRenewalsKeepTheirOrder(t *testing.T) {
+	s, w := start(t)
+	must(t, w.Renew(t.Context(), 8*time.Second, ""))
+	late := s.As(w.Host(), w.Epoch())
+	must(t, late.Renew(t.Context(), 8*time.Second, "")) // it knows what is there, and its next one is on its way while
+	must(t, w.Renew(t.Context(), time.Minute, ""))      // this one is done
+	if done, err := late.RenewOnce(t.Context(), 8*time.Second); done || err != nil {
+		t.Errorf("a late renewal was done: %v, %v", done, err)
+	}
+	if r := renewal(t, s, w.Host()); r.Lease != time.Minute {
+		t.Errorf("the last renewal is %+v", r)
+	}
+	must(t, w.Renew(t.Context(), 8*time.Second, ""))
+}

@@ -37,6 +37,7 @@ type Writer struct {
 
 	mu       sync.Mutex
 	renewed  uint64 // renewals that were sent
+	alive    int64  // revision of the last renewal, as far as it is known
 	revision int64  // of the epoch's key when it last held our epoch; 0: not read yet
 }
 

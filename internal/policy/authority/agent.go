@@ -1,6 +1,9 @@
 package authority
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // AgentEventKind names what happened at the agent.
 type AgentEventKind string
@@ -34,7 +37,8 @@ const (
 	// TellWarden says until when the authority lasts, under which fence count.
 	TellWarden AgentActionKind = "tell"
 	// ShortenWarden says that the authority lasts no longer than Until, if it lasts that long. It is done, and the warden has taken it,
-	// before the renewal that follows is sent: an observer that sees a shorter lease waits less from then on.
+	// before the renewal that follows is sent: an observer that sees a shorter lease waits less from then on. Where the warden does
+	// not take it, that renewal is not sent and counts as failed.
 	ShortenWarden AgentActionKind = "shorten"
 	// StopVMs stops the vCPUs of every VM on lease-arbitrated storage, and tells the warden of each whose QEMU has answered that
 	// its vCPUs stand and its disks are quiet.
@@ -85,10 +89,16 @@ func (a Agent) Left(now Moment) time.Duration {
 	return a.Settings.stopAt(a.Until) - now
 }
 
-// NextTick returns when the next tick is due at the latest.
+// Never is what NextTick returns when only an outcome, and no time, changes anything.
+const Never Moment = math.MaxInt64
+
+// NextTick returns when the next tick is due at the latest, Never when none is: a renewal is under way, and nothing is left to be stopped.
 func (a Agent) NextTick() Moment {
 	at := a.Next
-	if !a.Stopped && a.Until != 0 {
+	if a.Sending || a.Over {
+		at = Never
+	}
+	if !a.Over && !a.Stopped && a.Until != 0 {
 		at = min(at, a.Settings.stopAt(a.Until))
 	}
 	return at
