@@ -9,6 +9,7 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // The annotations of flags: which key of the configuration a flag is, and which variable gave it its value.
@@ -32,7 +33,7 @@ func settingFlags(cmd *cobra.Command, shown bool) {
 // settingInput gathers what flags and environment say of the settings, and where the file is.
 func settingInput(cmd *cobra.Command) (config.Input, error) {
 	path, err := cmd.Flags().GetString("config")
-	in := config.Input{File: path, Must: cmd.Flags().Changed("config")}
+	in := config.Input{File: path, Must: cmd.Flags().Changed("config"), Fit: authorityFits}
 	if err != nil {
 		return in, err
 	}
@@ -51,6 +52,24 @@ func settingInput(cmd *cobra.Command) (config.Input, error) {
 		in.Given = append(in.Given, v)
 	})
 	return in, nil
+}
+
+// authoritySettings are the times of authority as the configuration has them.
+func authoritySettings(c *config.Config) authority.Settings {
+	a := c.Authority
+	return authority.Settings{
+		RenewEvery: a.RenewEvery, RenewTimeout: a.RenewTimeout, Stop: a.StopAfter, Freeze: a.FreezeAfter, Reset: a.ResetAfter,
+		Watchdog: a.Watchdog, Lease: a.Lease, Silence: a.Silence, Planned: a.Planned, MassSilent: a.MassSilent,
+	}
+}
+
+// authorityFits lists what makes the times of authority unsafe, with the arithmetic.
+func authorityFits(c *config.Config) []string {
+	var bad []string
+	for _, text := range authoritySettings(c).Problems() {
+		bad = append(bad, "authority: "+text)
+	}
+	return bad
 }
 
 // settings returns the configuration of a command that has settingFlags, without what init and join were told.

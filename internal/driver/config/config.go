@@ -36,6 +36,7 @@ type Config struct {
 	Cache       string                // results of probes
 	SocketGroup string                // whose members may use the agent's socket; empty: nobody's
 	Limits      Limits
+	Authority   Authority
 	Networks    map[string]Network // by name of the network: what carries it on this host
 
 	values map[string]Value
@@ -65,6 +66,22 @@ type Limits struct {
 	HeaderTimeout        time.Duration   // for a call's header to arrive
 	RequestTimeout       time.Duration   // for the whole request of a call that does not stream
 	IdleTimeout          time.Duration   // after which a connection without a call is closed
+}
+
+// Authority says how long this host may run its VMs without word from the store, and how long it waits before it takes those of another
+// that is silent. Each time but RenewEvery, RenewTimeout, Silence and Planned counts from the send of the last renewal that the store took. That
+// they fit together is policy/authority's to say.
+type Authority struct {
+	RenewEvery   time.Duration
+	RenewTimeout time.Duration
+	StopAfter    time.Duration // VMs on lease-arbitrated storage stop
+	FreezeAfter  time.Duration // those are frozen, and killed where they did not stop
+	ResetAfter   time.Duration // by then the watchdog has reset the machine where that could not be proven
+	Watchdog     time.Duration // the watchdog's own time; 0: no watchdog is used
+	Lease        time.Duration
+	Silence      time.Duration // as leader: a host that was silent for so long may be fenced
+	Planned      time.Duration // lease over a planned restart
+	MassSilent   int           // percent of the hosts
 }
 
 // Components are the parts of Godwit that have a log level of their own in the table [log-levels].
@@ -164,7 +181,25 @@ var settings = slices.Concat([]Setting{
 	duration("limits.header-timeout", "5s", "time for the header of a call to arrive", func(c *Config) *time.Duration { return &c.Limits.HeaderTimeout }),
 	duration("limits.request-timeout", "30s", "time for the whole request of a call to arrive, unless it streams", func(c *Config) *time.Duration { return &c.Limits.RequestTimeout }),
 	duration("limits.idle-timeout", "2m", "time after which a connection without a call is closed", func(c *Config) *time.Duration { return &c.Limits.IdleTimeout }),
+
+	authority("renew-every", "1s", "pause from one renewal of this host's authority to the next", func(a *Authority) *time.Duration { return &a.RenewEvery }),
+	authority("renew-timeout", "900ms", "time after which a renewal without an answer counts as failed", func(a *Authority) *time.Duration { return &a.RenewTimeout }),
+	authority("stop-after", "4s", "time without a renewal after which VMs that only the lease arbitrates are stopped", func(a *Authority) *time.Duration { return &a.StopAfter }),
+	authority("freeze-after", "5s", "time without a renewal after which they are frozen, or killed where they did not stop", func(a *Authority) *time.Duration { return &a.FreezeAfter }),
+	authority("reset-after", "7500ms", "time without a renewal by which the watchdog has reset a machine that could not prove that", func(a *Authority) *time.Duration { return &a.ResetAfter }),
+	durationFrom(0, "authority.watchdog", "2s", "time of the watchdog itself, from its last feeding; 0s: use none", func(c *Config) *time.Duration { return &c.Authority.Watchdog }),
+	authority("lease", "8s", "time from a renewal's send to the end of this host's authority", func(a *Authority) *time.Duration { return &a.Lease }),
+	authority("silence", "8500ms", "time that another host must be silent before this one, as leader, fences it", func(a *Authority) *time.Duration { return &a.Silence }),
+	authority("planned-lease", "1m", "lease over a planned restart of this host", func(a *Authority) *time.Duration { return &a.Planned }),
+	countTo(100, "authority.mass-silent", 30, "percent of the hosts: when more, and more than one, are silent at once, none is fenced without proof of its own", func(c *Config) *int { return &c.Authority.MassSilent }),
 })
+
+// authorityMin bounds the times of authority: tests go a good deal faster than hosts.
+const authorityMin = 10 * time.Millisecond
+
+func authority(key, value, usage string, field func(*Authority) *time.Duration) Setting {
+	return durationFrom(authorityMin, "authority."+key, value, usage, func(c *Config) *time.Duration { return field(&c.Authority) })
+}
 
 // lookup returns the setting of a key.
 func lookup(key string) (Setting, bool) {

@@ -214,7 +214,7 @@ func (c *Config) take(path string, e entry, networks map[string]int) error {
 		return c.takeNetwork(path, e, networks)
 	}
 	if e.kind == isTable {
-		if key == "limits" || key == "log-levels" {
+		if key == "authority" || key == "limits" || key == "log-levels" {
 			return nil
 		}
 		return unknown(key, true)
@@ -282,7 +282,7 @@ func unknown(key string, table bool) error {
 		names = append(names, s.Key)
 	}
 	if table {
-		what, names = "table", []string{"limits", "log-levels", "networks"}
+		what, names = "table", []string{"authority", "limits", "log-levels", "networks"}
 	}
 	if parts := strings.Split(key, "."); !table && len(parts) == 3 && parts[0] == "networks" {
 		for i := range names {

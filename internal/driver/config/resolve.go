@@ -15,6 +15,8 @@ type Input struct {
 	File  string  // path of the file
 	Must  bool    // the file was named by somebody and has to be there
 	Given []Value // flags and variables, each with Key, Text, From and Where; the last of a key counts
+	// Fit lists what is wrong with settings that are each right, by rules that this package does not know; nil: nothing is asked.
+	Fit func(*Config) []string
 }
 
 // Resolve returns the configuration, or an error of kind fault.Invalid with every problem there is: unknown keys, values that
@@ -50,6 +52,11 @@ func resolve(in Input) (*Config, []error) {
 	}
 	if len(bad) == 0 {
 		bad = together(c)
+		if in.Fit != nil {
+			for _, text := range in.Fit(c) {
+				bad = append(bad, errors.New(text))
+			}
+		}
 	}
 	return c, bad
 }

@@ -99,10 +99,14 @@ func levels() []Setting {
 }
 
 func count(key string, value int, usage string, field func(*Config) *int) Setting {
+	return countTo(countMax, key, value, usage, field)
+}
+
+func countTo(most int, key string, value int, usage string, field func(*Config) *int) Setting {
 	return Setting{Key: key, Default: strconv.Itoa(value), Usage: usage, number: true, set: func(c *Config, text string) error {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 || n > countMax {
-			return fmt.Errorf("%q is no number from 1 to %d", text, countMax)
+		if err != nil || n < 1 || n > most {
+			return fmt.Errorf("%q is no number from 1 to %d", text, most)
 		}
 		*field(c) = n
 		return nil
@@ -124,13 +128,17 @@ func bytes(key, value, usage string, least, most inventory.Bytes, field func(*Co
 }
 
 func duration(key, value, usage string, field func(*Config) *time.Duration) Setting {
+	return durationFrom(durationMin, key, value, usage, field)
+}
+
+func durationFrom(least time.Duration, key, value, usage string, field func(*Config) *time.Duration) Setting {
 	return Setting{Key: key, Default: value, Usage: usage, set: func(c *Config, text string) error {
 		d, err := time.ParseDuration(text)
 		if err != nil {
 			return fmt.Errorf("%q is no time: write it as 500ms, 10s or 2m", text)
 		}
-		if d < durationMin || d > durationMax {
-			return fmt.Errorf("%q is not between %v and %v", text, durationMin, durationMax)
+		if d < least || d > durationMax {
+			return fmt.Errorf("%q is not between %v and %v", text, least, durationMax)
 		}
 		*field(c) = d
 		return nil
