@@ -8,8 +8,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
 // The cgroups of a host, as paths below the cgroup v2 mount. Under systemd with Delegate=yes everything below the unit's cgroup
@@ -56,7 +57,7 @@ func place(f cgroupFacts) placement {
 // Settle moves this process, and with it what it will start, into the cgroup where it belongs, and returns the one that VMs belong
 // below. What is not possible is said in the log, and everything stays where it is.
 func Settle(ctx context.Context, log *slog.Logger) (vms string) {
-	mount := cgroupMount()
+	mount := host.CgroupMount()
 	if mount == "" {
 		return plainVMs
 	}
@@ -74,20 +75,6 @@ func Settle(ctx context.Context, log *slog.Logger) (vms string) {
 		return plainVMs
 	}
 	return p.VMs
-}
-
-// cgroupMount returns where the cgroup v2 hierarchy is mounted, "" when it is not.
-func cgroupMount() string {
-	mounts, err := procfs.GetMounts()
-	if err != nil {
-		return ""
-	}
-	for _, m := range mounts {
-		if m.FSType == "cgroup2" {
-			return m.MountPoint
-		}
-	}
-	return ""
 }
 
 // readCgroups reads the facts of this process.

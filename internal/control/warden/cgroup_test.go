@@ -11,12 +11,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
 // The story: systemd starts godwit in a cgroup that it has delegated, once and then again. Both times it settles in the leaf, and VMs
 // belong beside it; in a cgroup that nobody delegated it stays.
 func TestSettlesInADelegatedCgroup(t *testing.T) {
-	mount := cgroupMount()
+	mount := host.CgroupMount()
 	if mount == "" || os.Geteuid() != 0 {
 		t.Skip("needs root and cgroup v2")
 	}

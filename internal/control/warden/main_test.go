@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
 // TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, and deadlocks on SIGUSR1; "settle" says
@@ -19,7 +21,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if len(os.Args) == 2 && os.Args[1] == "settle" {
-		fmt.Println(Settle(context.Background(), slog.Default()), readCgroups(cgroupMount()).Own)
+		fmt.Println(Settle(context.Background(), slog.Default()), readCgroups(host.CgroupMount()).Own)
 		return
 	}
 	os.Exit(m.Run())
