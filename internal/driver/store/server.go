@@ -2,8 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/url"
+	"os"
+	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/logutil"
@@ -29,13 +33,18 @@ const (
 
 // ServerConfig says how the embedded member runs.
 type ServerConfig struct {
-	Name      string // of the member: the host's id
+	Name string // of the member: the host's id
+	// Join makes the member one that the store knows already (Term.AddMember): all members with their peer URLs, as NewMember.Join has
+	// them. Empty founds a store. It counts only for as long as Dir is empty.
+	Join      string
 	Dir       string // data directory, made with mode 0700 when it is not there
 	ClientURL string // https://ADDRESS:2379; port 0 takes a free one
 	PeerURL   string // https://ADDRESS:2380
 	// CAFile, CertFile and KeyFile are PEM files of this host's identity. They serve both ports; each demands a client
 	// certificate of the same CA. All three are needed with https, and none with http, which only tests use.
 	CAFile, CertFile, KeyFile string
+	// CRLFile lists the certificates that the CA has taken back; it is read at every handshake on both ports. Empty: none is.
+	CRLFile string
 	// LogFile gets etcd's own warnings and errors as JSON lines; empty: stderr.
 	LogFile string
 	// Ready is called once with the URL that clients can dial, when the member answers. It may be nil.
@@ -44,15 +53,22 @@ type ServerConfig struct {
 	Proofs <-chan chan struct{}
 }
 
-// Serve runs an embedded etcd member, the only one of its cluster, until ctx ends, and returns when it has written
-// everything and let go of its files and ports. It returns nil for an end that ctx asked for. It starts from what is in
-// the data directory, or a new store when that is empty.
+// Serve runs an embedded etcd member until ctx ends, and returns when it has written everything and let go of its files and ports. It
+// returns nil for an end that ctx asked for. It starts from what is in the data directory; when that is empty it founds a store, or joins
+// one as cfg.Join says. A directory that once held a member and is empty now is fault.Conflict: a member that has forgotten what it
+// voted for must not vote again under the same name.
+//
+// A member that was removed from its store ends with fault.Denied, also at each start after that.
 //
 // etcd ends the process by itself when its disk fails under it; the warden starts it again.
 func Serve(ctx context.Context, cfg ServerConfig) error {
-	conf, err := cfg.etcd()
+	removed := new(atomic.Bool)
+	conf, err := cfg.etcd(removed)
 	if err != nil {
 		return fault.Wrap("start", "store", err)
+	}
+	if err := checkBorn(cfg.Dir); err != nil {
+		return err
 	}
 	server, err := embed.StartEtcd(conf)
 	if err != nil {
@@ -62,16 +78,19 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 	select {
 	case <-server.Server.ReadyNotify():
 	case err := <-server.Err():
-		return fault.New(fault.Internal, "start store in %s: %w", cfg.Dir, err)
+		return cfg.stopped(removed, err)
 	case <-server.Server.StopNotify():
-		return fault.New(fault.Internal, "start store in %s: it stopped by itself: see its log", cfg.Dir)
+		return cfg.stopped(removed, errors.New("it stopped by itself: see its log"))
 	case <-ctx.Done():
 		return nil
+	}
+	if err := noteBorn(cfg.Dir); err != nil {
+		return err
 	}
 	if cfg.Ready != nil {
 		cfg.Ready(conf.ListenClientUrls[0].Scheme + "://" + server.Clients[0].Addr().String())
 	}
-	return cfg.watch(ctx, server)
+	return cfg.watch(ctx, server, removed)
 }
 
 // How often the member is asked to read its own data, and how long that may take: a disk that stands still for seconds is an
@@ -82,7 +101,7 @@ const (
 )
 
 // watch follows a member that answers, until ctx ends or something is wrong with it.
-func (cfg ServerConfig) watch(ctx context.Context, server *embed.Etcd) error {
+func (cfg ServerConfig) watch(ctx context.Context, server *embed.Etcd, removed *atomic.Bool) error {
 	tick := time.NewTicker(readEvery)
 	defer tick.Stop()
 	var asked time.Time // zero: no read is under way
@@ -112,16 +131,60 @@ func (cfg ServerConfig) watch(ctx context.Context, server *embed.Etcd) error {
 				return fault.New(fault.Internal, "store in %s has read nothing for %v: is its disk well?", cfg.Dir, readMax)
 			}
 		case err := <-server.Err():
-			return fault.New(fault.Internal, "store in %s: %w", cfg.Dir, err)
+			return cfg.stopped(removed, err)
 		case <-server.Server.StopNotify():
-			return fault.New(fault.Internal, "store in %s stopped by itself: see its log", cfg.Dir)
+			return cfg.stopped(removed, errors.New("it stopped by itself: see its log"))
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-func (cfg ServerConfig) etcd() (*embed.Config, error) {
+// stopped says why a member has stopped by itself; err is what is known without a closer look.
+func (cfg ServerConfig) stopped(removed *atomic.Bool, err error) error {
+	if removed.Load() {
+		return fault.New(fault.Denied, "store in %s: this member was removed from the cluster's store", cfg.Dir)
+	}
+	return fault.New(fault.Internal, "store in %s: %w", cfg.Dir, err)
+}
+
+// born is the file beside a data directory that says that there was a member in it.
+func born(dir string) string { return filepath.Clean(dir) + ".born" }
+
+func noteBorn(dir string) error {
+	if _, err := os.Stat(born(dir)); err == nil {
+		return nil
+	}
+	f, err := os.OpenFile(born(dir), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		return fault.New(fault.NoResources, "start store: %w", err)
+	}
+	return nil
+}
+
+func checkBorn(dir string) error {
+	if _, err := os.Stat(born(dir)); err != nil {
+		return nil //nolint:nilerr // there never was a member
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return nil
+	}
+	return fault.New(fault.Conflict, "start store: %s held a member of the store and is empty now: a member must not forget what it has promised to the others: "+
+		"they place another one by themselves; if this was the only one, use godwit cluster restore", dir)
+}
+
+// RemoveData removes the data directory of a member that does not run, so that another one may begin there.
+func RemoveData(dir string) error {
+	if err := errors.Join(os.RemoveAll(dir), os.RemoveAll(born(dir))); err != nil {
+		return fault.New(fault.Internal, "remove store: %w", err)
+	}
+	return nil
+}
+
+func (cfg ServerConfig) etcd(removed *atomic.Bool) (*embed.Config, error) {
 	client, err := cfg.listen("client", cfg.ClientURL)
 	if err != nil {
 		return nil, err
@@ -138,11 +201,17 @@ func (cfg ServerConfig) etcd() (*embed.Config, error) {
 	conf.ListenClientUrls, conf.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	conf.ListenPeerUrls, conf.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	conf.InitialCluster = conf.InitialClusterFromName(cfg.Name)
+	if cfg.Join != "" {
+		conf.InitialCluster, conf.ClusterState = cfg.Join, embed.ClusterStateFlagExisting
+	}
 	conf.InitialClusterToken = "godwit"
+	conf.StrictReconfigCheck, conf.PreVote = true, true
 	if cfg.CAFile != "" {
 		info := transport.TLSInfo{
 			CertFile: cfg.CertFile, KeyFile: cfg.KeyFile,
-			TrustedCAFile: cfg.CAFile, ClientCertAuth: true,
+			TrustedCAFile: cfg.CAFile, ClientCertAuth: true, CRLFile: cfg.CRLFile,
+			// A host is who its certificate says, from whichever of its addresses it dials; and etcd would ask the DNS for its name.
+			SkipClientSANVerify: true,
 		}
 		conf.ClientTLSInfo, conf.PeerTLSInfo = info, info
 		conf.TlsMinVersion = "TLS1.3"
@@ -162,7 +231,7 @@ func (cfg ServerConfig) etcd() (*embed.Config, error) {
 	// Users are known by their certificates; etcd's own tokens stay off.
 	conf.AuthToken = ""
 
-	logger, err := cfg.logger()
+	logger, err := cfg.logger(removed)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +242,7 @@ func (cfg ServerConfig) etcd() (*embed.Config, error) {
 
 // logger writes etcd's warnings and errors. It leaves out what etcd says at every start and end of a member that is well;
 // when one of these is in earnest, Serve returns it.
-func (cfg ServerConfig) logger() (*zap.Logger, error) {
+func (cfg ServerConfig) logger(removed *atomic.Bool) (*zap.Logger, error) {
 	conf := logutil.DefaultZapLoggerConfig
 	conf.Level = zap.NewAtomicLevelAt(zap.WarnLevel)
 	conf.OutputPaths = []string{"stderr"}
@@ -181,7 +250,7 @@ func (cfg ServerConfig) logger() (*zap.Logger, error) {
 		conf.OutputPaths = []string{cfg.LogFile}
 	}
 	conf.ErrorOutputPaths = conf.OutputPaths
-	logger, err := conf.Build(zap.WrapCore(func(core zapcore.Core) zapcore.Core { return calm{core} }))
+	logger, err := conf.Build(zap.WrapCore(func(core zapcore.Core) zapcore.Core { return calm{core, removed} }))
 	if err != nil {
 		return nil, fault.New(fault.Internal, "log %s: %w", cfg.LogFile, err)
 	}
@@ -195,10 +264,20 @@ var ordinary = map[string]bool{
 	"stopped secure grpc server due to error":                                              true,
 }
 
-type calm struct{ zapcore.Core }
+// saysRemoved is what etcd writes when the others tell a member that it is none any more; there is no other way to learn of it.
+const saysRemoved = "data-dir used by this member must be removed"
+
+type calm struct {
+	zapcore.Core
+
+	removed *atomic.Bool // set when this member is none any more
+}
 
 // Check leaves out what is ordinary.
 func (c calm) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if e.Message == saysRemoved {
+		c.removed.Store(true)
+	}
 	if ordinary[e.Message] {
 		return to
 	}
@@ -206,7 +285,7 @@ func (c calm) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedE
 }
 
 // With keeps leaving it out.
-func (c calm) With(fields []zapcore.Field) zapcore.Core { return calm{c.Core.With(fields)} }
+func (c calm) With(fields []zapcore.Field) zapcore.Core { return calm{c.Core.With(fields), c.removed} }
 
 // listen checks one URL. etcd binds addresses, not names.
 func (cfg ServerConfig) listen(what, text string) (url.URL, error) {

@@ -82,7 +82,6 @@ type Config struct {
 type Store struct {
 	client         *clientv3.Client
 	failure        *lastFailure
-	where          string // endpoints, for messages
 	migrationsKept int
 	tasksKept      int
 	eventsKept     int
@@ -108,7 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
-	s := &Store{client: client, failure: failure, where: strings.Join(cfg.Endpoints, ", "), migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, requestsKept: RequestsKept}
+	s := &Store{client: client, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, requestsKept: RequestsKept}
 	if _, err := s.get(ctx, keyCluster); err != nil {
 		_ = client.Close() // it never worked; err says why
 		return nil, err
@@ -149,8 +148,9 @@ func (s *Store) txn(ctx context.Context, cmps []clientv3.Cmp, then, otherwise []
 // explain turns etcd's and gRPC's errors into one line that says what to do. ctx is the caller's: when it ended, the
 // caller wanted that, or had no more time, and nothing is known about the store.
 func (s *Store) explain(ctx context.Context, err error) error {
+	where := strings.Join(s.Endpoints(), ", ")
 	if cause := ctx.Err(); cause != nil {
-		return fault.New(fault.Canceled, "store %s: %w", s.where, cause)
+		return fault.New(fault.Canceled, "store %s: %w", where, cause)
 	}
 	text := err.Error()
 	if st, ok := status.FromError(err); ok {
@@ -158,9 +158,9 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	}
 	switch code := status.Code(err); {
 	case strings.Contains(text, "database space exceeded"):
-		return fault.New(fault.NoResources, "store %s is full: see godwit store dump for what fills it, then compact and defragment it", s.where)
+		return fault.New(fault.NoResources, "store %s is full: see godwit store dump for what fills it, then compact and defragment it", where)
 	case code == codes.InvalidArgument, code == codes.FailedPrecondition:
-		return fault.New(fault.Internal, "store %s: %w", s.where, err)
+		return fault.New(fault.Internal, "store %s: %w", where, err)
 	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
 		text = "no answer in " + CallTimeout.String()
 	}
@@ -168,7 +168,7 @@ func (s *Store) explain(ctx context.Context, err error) error {
 		text = last.Error()
 	}
 	if strings.Contains(text, "tls:") || strings.Contains(text, "x509:") {
-		return fault.New(fault.Denied, "store %s and this host do not trust each other: check that both belong to the same cluster and that their clocks are right: %s", s.where, text)
+		return fault.New(fault.Denied, "store %s and this host do not trust each other: check that both belong to the same cluster and that their clocks are right: %s", where, text)
 	}
-	return fault.New(fault.Unavailable, "store %s does not answer: check that godwit runs on that host and that the network reaches it: %s", s.where, text)
+	return fault.New(fault.Unavailable, "store %s does not answer: check that godwit runs on that host and that the network reaches it: %s", where, text)
 }
