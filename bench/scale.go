@@ -409,7 +409,7 @@ func (p *countingProxy) pass(ctx context.Context, from net.Conn, to string) {
 				p.bytes.Add(int64(n))
 				if _, werr := dst.Write(buffer[:n]); werr != nil || err != nil {
 					_, _ = dst.Close(), src.Close() // one end is the end of both
-					return nil //nolint:nilerr // the other end gave up: what it had to say, it says itself
+					return nil                      //nolint:nilerr // the other end gave up: what it had to say, it says itself
 				}
 			}
 		}
