@@ -38,7 +38,8 @@ const (
 	scaleVMsEach  = 10
 	scaleAtOnce   = 32 // hosts that come up at a time
 	scaleQuiet    = 60 * time.Second
-	scaleSettle   = 15 * time.Second
+	scaleSpread   = 60 * time.Second // over which the hosts' watches begin, each with a list of what there is
+	scaleSettle   = 75 * time.Second
 	scaleReads    = 100
 	scaleChurn    = 20 // changes of a VM's state a second, in the second half
 	scaleHostRAM  = inventory.Bytes(256 << 30)
@@ -298,8 +299,12 @@ func (h *simHost) join(ctx context.Context, f *fleet) (err error) {
 func (h *simHost) live(ctx context.Context, f *fleet) {
 	settings := authority.Default()
 	var watches errgroup.Group
+	begin := rand.N(scaleSpread) //nolint:gosec // no secret
 	for _, kind := range []store.Kind{store.VMs, store.Hosts, store.Networks, store.Migrations} {
 		watches.Go(func() error {
+			if err := wait(ctx, begin); err != nil {
+				return nil //nolint:nilerr // it ended before its watches began
+			}
 			for range h.store.Watch(ctx, kind) {
 				continue // an agent would read the object if it is its own
 			}
