@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"path"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/driver/datadir"
 	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 func newRun() *cobra.Command {
@@ -48,7 +50,7 @@ counts before it.`,
 				return fault.New(fault.Internal, "own binary: %w", err)
 			}
 			warden.Protect(cmd.Context(), log)
-			vms := warden.Settle(cmd.Context(), log)
+			vms := warden.Settle(cmd.Context(), set.Run, log)
 			role := func(name string) warden.Role {
 				return warden.Role{Name: name, Args: append([]string{"role", name, "--cgroup", vms}, settingArgs(cmd)...)}
 			}
@@ -60,7 +62,9 @@ counts before it.`,
 			if c.Member {
 				roles = slices.Insert(roles, 0, role("store"))
 			}
-			return warden.Run(cmd.Context(), warden.Config{Binary: binary, Roles: roles, Front: "agent", RunDir: set.Run, Log: log})
+			return warden.Run(cmd.Context(), warden.Config{
+				Binary: binary, Roles: roles, Front: "agent", RunDir: set.Run, Cgroup: path.Join(vms, string(c.Host)), Authority: authority.Default(), Log: log,
+			})
 		},
 	}
 	settingFlags(cmd, true)

@@ -13,6 +13,9 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/godwit-vm/godwit/internal/control/warden"
+	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
 // QEMUs lists the QEMU processes that the host has for the VM with that id; one is the rule, and there is none on any
@@ -121,9 +124,9 @@ func (h *Host) Leftovers(ctx context.Context, vm string) []string {
 	for _, pid := range h.QEMUs(vm) {
 		add("process %d", pid)
 	}
-	patterns := []string{
-		h.VMDir(vm), filepath.Join(h.Run, "ports", vm+"-*"),
-		filepath.Join("/sys/fs/cgroup", "godwit", h.Name, vm), filepath.Join("/sys/fs/cgroup/unified", "godwit", h.Name, vm),
+	patterns := []string{h.VMDir(vm), filepath.Join(h.Run, "ports", vm+"-*")}
+	if mount := host.CgroupMount(); mount != "" {
+		patterns = append(patterns, filepath.Join(mount, warden.PlainCgroup(h.Run), h.Name, vm))
 	}
 	for _, pattern := range patterns {
 		found, err := filepath.Glob(pattern)

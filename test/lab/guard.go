@@ -122,8 +122,10 @@ func reap(pid int) {
 func removeCgroup(group string) {
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if err := os.Remove(group); err == nil || errors.Is(err, os.ErrNotExist) {
-			_ = os.Remove(filepath.Dir(group)) // other clusters may have VMs there
-			_ = os.Remove(filepath.Dir(filepath.Dir(group)))
+			for range 3 { // of the host, its run directory, and all; others may have VMs there
+				group = filepath.Dir(group)
+				_ = os.Remove(group)
+			}
 			return
 		}
 	}

@@ -55,6 +55,7 @@ type Config struct {
 	Carriers   map[inventory.NetworkID]bridge.Carrier // of the bridge networks that this host is to have
 	CA         *peer.CA                               // nil on hosts that do not hold it
 	Memory     int64                                  // bytes that the agent of a host without VMs is to keep below; 0: not looked after
+	Warden     Warden                                 // told what it must know to end VMs that the agent does not; nil: nobody is
 	Starting   func(what string)                      // told each step until the agent is ready; may take no time
 	Log        *slog.Logger
 }

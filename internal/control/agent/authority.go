@@ -24,9 +24,13 @@ type Warden interface {
 	Gone(ctx context.Context, id inventory.VMID) error
 	// Cleared returns when nothing lives any more of what was here under an earlier fence count. The first Authority comes before it.
 	Cleared(ctx context.Context) error
+	// Unwatched says that the store has this host's word that nobody can fence it (a renewal with FencedByNobody was acknowledged): with that the
+	// warden takes its watchdog off when it ends in order. Without it, it ends only when every VM on lease-arbitrated storage is frozen
+	// after a stop, or dead.
+	Unwatched(ctx context.Context) error
 	// Left returns the authority that the warden knows of, 0 for none: what this agent's predecessor had.
 	Left() (fences uint64, until authority.Moment)
-	// Fencing says how others can know that this host's VMs are dead when it falls silent.
+	// Fencing says how others can know that this host's VMs are dead when it falls silent. It may change from one call to the next.
 	Fencing() inventory.Fencing
 }
 

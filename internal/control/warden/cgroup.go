@@ -2,6 +2,7 @@ package warden
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path"
@@ -18,8 +19,11 @@ import (
 // that has processes can have no controllers for its children, and each VM is in a leaf of its own. Elsewhere the roles stay where
 // they were started.
 //
-//	system.slice/godwit.service/roles          godwit/HOST/VM
+//	system.slice/godwit.service/roles          godwit/RUN/HOST/VM
 //	system.slice/godwit.service/vms/HOST/VM
+//
+// RUN is the run directory, since a warden ends what it finds in the cgroup of its VMs: two hosts on one machine, as in the demo, must not
+// meet there even if they have the same name.
 const (
 	plainVMs = "godwit"
 	rolesIn  = "roles"
@@ -40,10 +44,10 @@ type placement struct {
 
 // place chooses. A delegated cgroup counts only if this process is right in it, or in its leaf for the roles: one further up
 // belongs to somebody else, the user's session, say.
-func place(f cgroupFacts) placement {
+func place(f cgroupFacts, run string) placement {
 	switch f.Delegated {
 	case "", "/":
-		return placement{VMs: plainVMs}
+		return placement{VMs: PlainCgroup(run)}
 	case f.Own:
 		return placement{Roles: path.Join(f.Own, rolesIn)[1:], VMs: path.Join(f.Own, vmsIn)[1:]}
 	case path.Dir(f.Own):
@@ -51,17 +55,34 @@ func place(f cgroupFacts) placement {
 			return placement{VMs: path.Join(f.Delegated, vmsIn)[1:]}
 		}
 	}
-	return placement{VMs: plainVMs}
+	return placement{VMs: PlainCgroup(run)}
 }
 
-// Settle moves this process, and with it what it will start, into the cgroup where it belongs, and returns the one that VMs belong
-// below. What is not possible is said in the log, and everything stays where it is.
-func Settle(ctx context.Context, log *slog.Logger) (vms string) {
+// PlainCgroup is the cgroup of the VMs of a host that nobody has delegated one to: the run directory as one name, written as systemd writes
+// paths as names (systemd.unit(5), "string escaping"), so that no two are the same.
+func PlainCgroup(run string) string {
+	var name strings.Builder
+	for _, c := range []byte(strings.Trim(path.Clean(run), "/")) {
+		switch {
+		case c == '/':
+			name.WriteByte('-')
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '_', c == ':', c == '.' && name.Len() > 0:
+			name.WriteByte(c)
+		default:
+			fmt.Fprintf(&name, `\x%02x`, c)
+		}
+	}
+	return path.Join(plainVMs, name.String())
+}
+
+// Settle moves this process, and with it what it will start, into the cgroup where it belongs, and returns the one that the VMs of the host with
+// that run directory belong below. What is not possible is said in the log, and everything stays where it is.
+func Settle(ctx context.Context, run string, log *slog.Logger) (vms string) {
 	mount := host.CgroupMount()
 	if mount == "" {
-		return plainVMs
+		return PlainCgroup(run)
 	}
-	p := place(readCgroups(mount))
+	p := place(readCgroups(mount), run)
 	if p.Roles == "" {
 		return p.VMs
 	}
@@ -72,7 +93,7 @@ func Settle(ctx context.Context, log *slog.Logger) (vms string) {
 	}
 	if err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "staying in the unit's own cgroup", slog.Any("err", err))
-		return plainVMs
+		return PlainCgroup(run)
 	}
 	return p.VMs
 }

@@ -53,7 +53,7 @@ func TestSettlesInADelegatedCgroup(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
-	if got, want := settle(), "godwit /"+name; got != want {
+	if got, want := settle(), `godwit/run-a\x2db /`+name; got != want {
 		t.Errorf("without a delegation: %q, not %q", got, want)
 	}
 	if err := unix.Setxattr(dir, "trusted.delegate", []byte("1"), 0); err != nil {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
@@ -37,8 +39,10 @@ func (c *child) signal(s syscall.Signal) { _ = c.cmd.Process.Signal(s) }
 
 // start starts the child's process.
 func (w *warden) start(ctx context.Context, c *child, now time.Time, ran time.Duration) {
+	var agent *ear
 	ours, theirs, err := socketPair()
 	if err == nil {
+		agent = w.greet(c, ours)
 		cmd := exec.Command(w.Binary, c.Args...) //nolint:noctx // it is ended in its turn, not when ctx ends
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		cmd.ExtraFiles = []*os.File{theirs}
@@ -63,6 +67,10 @@ func (w *warden) start(ctx context.Context, c *child, now time.Time, ran time.Du
 	cmd := c.cmd
 	w.Log.LogAttrs(ctx, slog.LevelInfo, "child started", slog.String("child", c.Name), slog.Int("pid", c.pid()))
 	go listen(ours, func(text string) { // ends with the process, which has the other end
+		if agent != nil && forGuard(text) {
+			w.guard.send(word{from: agent, text: text})
+			return
+		}
 		w.send(func(ctx context.Context) {
 			if c.cmd == cmd {
 				w.hear(ctx, c, text)
@@ -75,6 +83,17 @@ func (w *warden) start(ctx context.Context, c *child, now time.Time, ran time.Du
 			w.rest(ctx, c, time.Now(), err)
 		})
 	}()
+}
+
+// greet says the first word to a role, before it is there, and returns its ear if it is the one that speaks to the guard.
+func (w *warden) greet(c *child, line *net.UnixConn) *ear {
+	e := &ear{tell: func(text string) { _ = sendNow(line, text) }} // who has ended, or takes nothing any more, asks again
+	if c.Name == w.Front {
+		w.guard.greet(e)
+		return e
+	}
+	e.tell(tellsHello + " 0 0")
+	return nil
 }
 
 // hear takes note of what a child says. Words that this warden does not know are left alone: a role may be newer than it.
@@ -131,6 +150,21 @@ func listen(line *net.UnixConn, hear func(string)) {
 	}
 }
 
+// sendNow sends a message, or fails when the other end takes no more: nobody waits for it.
+func sendNow(conn *net.UnixConn, text string) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := raw.Control(func(fd uintptr) {
+		sent = unix.Send(int(fd), []byte(text), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}); err != nil {
+		return err
+	}
+	return sent
+}
+
 // socketPair makes a role's line: our end, and the one that the role inherits.
 func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	// Messages with borders, in order, and the end of one side is seen by the other (unix(7), SOCK_SEQPACKET).
@@ -153,9 +187,9 @@ func connOf(file *os.File) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, fault.New(fault.Internal, "line: %w", err)
 	}
-	unix, ok := conn.(*net.UnixConn)
+	line, ok := conn.(*net.UnixConn)
 	if !ok {
 		return nil, errors.Join(fault.New(fault.Internal, "line: it is no unix socket"), conn.Close())
 	}
-	return unix, nil
+	return line, nil
 }

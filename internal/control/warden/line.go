@@ -2,12 +2,14 @@ package warden
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -17,7 +19,7 @@ import (
 const lineVariable = "GODWIT_WARDEN_LINE"
 
 // The words of a role, each a message of its own: what it does as it starts, that it serves and its loops run, that it
-// ends. The warden says nothing over the line; its end is all that a role hears.
+// ends. Those of authority are in words.go.
 const (
 	saysStarting = "starting"
 	saysAlive    = "alive"
@@ -44,7 +46,16 @@ func environment() []string {
 type Line struct {
 	conn *net.UnixConn
 	log  *slog.Logger
+	send func(text string) error // sends a word to the warden without waiting
+
+	mu      sync.Mutex
+	hello   hello // its fencing is the last that was told
+	asked   uint64
+	waiting map[uint64]chan string // for the answer to a question
 }
+
+// helloMax bounds the wait for the warden's first word, which it says before it starts a role.
+const helloMax = 5 * time.Second
 
 // Inherited returns the line to the warden that started this process, nil when none did. gone is called, from a goroutine
 // of its own, when the warden has ended: a role must then end at once, since the next warden starts its own. It must be called
@@ -65,16 +76,16 @@ func Inherited(gone func(), log *slog.Logger) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	go func() { // ends with the process
-		message := make([]byte, lineMax)
-		for {
-			if _, err := conn.Read(message); err != nil {
-				gone()
-				return
-			}
-		}
-	}()
-	return &Line{conn: conn, log: log}, nil
+	l := newLine(conn, log)
+	if err := l.greet(); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	go func() { l.listen(); gone() }() // ends with the process
+	return l, nil
+}
+
+func newLine(conn *net.UnixConn, log *slog.Logger) *Line {
+	return &Line{conn: conn, log: log, send: func(text string) error { return sendNow(conn, text) }, waiting: map[uint64]chan string{}}
 }
 
 // Starting says what this role is doing as it starts. From one step to the next it has a minute, before it counts as hung.

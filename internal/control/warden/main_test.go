@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if len(os.Args) == 2 && os.Args[1] == "settle" {
-		fmt.Println(Settle(context.Background(), slog.Default()), readCgroups(host.CgroupMount()).Own)
+		fmt.Println(Settle(context.Background(), "/run/a-b", slog.Default()), readCgroups(host.CgroupMount()).Own)
 		return
 	}
 	os.Exit(m.Run())

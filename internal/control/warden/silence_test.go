@@ -93,8 +93,8 @@ func TestPlaces(t *testing.T) {
 		facts cgroupFacts
 		want  placement
 	}{
-		{"started by hand", cgroupFacts{Own: "/user.slice/user-0.slice/session-3.scope"}, placement{VMs: "godwit"}},
-		{"no cgroup v2, or a container's root", cgroupFacts{Own: "/"}, placement{VMs: "godwit"}},
+		{"started by hand", cgroupFacts{Own: "/user.slice/user-0.slice/session-3.scope"}, placement{VMs: "godwit/run-godwit"}},
+		{"no cgroup v2, or a container's root", cgroupFacts{Own: "/"}, placement{VMs: "godwit/run-godwit"}},
 		{
 			"systemd's unit with Delegate=yes",
 			cgroupFacts{"/system.slice/godwit.service", "/system.slice/godwit.service"},
@@ -108,11 +108,11 @@ func TestPlaces(t *testing.T) {
 		{
 			"by hand in a session whose manager has a delegation of its own",
 			cgroupFacts{"/user.slice/user-1000.slice/user@1000.service/app.slice/shell.scope", "/user.slice/user-1000.slice/user@1000.service"},
-			placement{VMs: "godwit"},
+			placement{VMs: "godwit/run-godwit"},
 		},
-		{"right below somebody else's delegation", cgroupFacts{"/machine.slice/box.scope/shell", "/machine.slice/box.scope"}, placement{VMs: "godwit"}},
+		{"right below somebody else's delegation", cgroupFacts{"/machine.slice/box.scope/shell", "/machine.slice/box.scope"}, placement{VMs: "godwit/run-godwit"}},
 	} {
-		if got := place(c.facts); got != c.want {
+		if got := place(c.facts, "/run/godwit"); got != c.want {
 			t.Errorf("%s: %+v, not %+v", c.story, got, c.want)
 		}
 	}

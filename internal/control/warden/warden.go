@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // Role is one of the processes to keep.
@@ -26,8 +27,12 @@ type Config struct {
 	Binary string
 	Roles  []Role // in the order of their start; they end in reverse
 	Front  string // the role whose first sign of life makes the host ready, for systemd
-	RunDir string // holds the lock that makes this the only warden of the host
-	Log    *slog.Logger
+	RunDir string // holds the lock that makes this the only warden of the host, and what it knows of the host's authority
+	Cgroup string // of the host's VMs, below the cgroup v2 mount; empty: it guards none
+	// Authority are the times of authority; Watchdog resets the machine when the warden cannot prove that they are kept, nil for none.
+	Authority authority.Settings
+	Watchdog  Watchdog
+	Log       *slog.Logger
 }
 
 // Bounds of ending a role and of looking after all of them.
@@ -45,6 +50,7 @@ type warden struct {
 	over     chan struct{} // closed when the loop takes no events any more
 	awake    awake
 	systemd  notifier
+	guard    *guard
 	ending   bool
 }
 
@@ -62,7 +68,12 @@ func Run(ctx context.Context, c Config) error {
 	// The kernel sends the parent-death signal when the creating *thread* ends (prctl(2)), so the thread must stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	w := &warden{Config: c, events: make(chan func(context.Context)), over: make(chan struct{}), systemd: newNotifier(ctx, c.Log)}
+	guard, stop, err := newGuard(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	w := &warden{Config: c, guard: guard, events: make(chan func(context.Context)), over: make(chan struct{}), systemd: newNotifier(ctx, c.Log)}
 	defer close(w.over)
 	for _, r := range c.Roles {
 		w.children = append(w.children, &child{Role: r, backoff: newBackoff()})

@@ -1,0 +1,322 @@
+package warden
+
+import (
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/host"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
+)
+
+// groups are the VMs' cgroups of this host; host.Cgroups are.
+type groups interface {
+	List(into []host.Cgroup) ([]host.Cgroup, error)
+	Freeze(name string) error
+	Thaw(name string) error
+	Kill(name string) error
+}
+
+// Watchdog is what resets this machine when it was not fed for a while. driver/watchdog has the real one. Only the guard's goroutine calls it;
+// none of its methods may wait for anything but the device.
+type Watchdog interface {
+	// Open opens and arms it. It returns an error when it does not reset the machine within the timeout that was wanted.
+	Open() error
+	// Feed has it count anew.
+	Feed() error
+	// Disarm takes it off and closes it.
+	Disarm() error
+}
+
+// clock is where the guard has its moments from, and what wakes it at one.
+type clock struct {
+	now   func() authority.Moment
+	ring  <-chan struct{}
+	setAt func(authority.Moment) error
+}
+
+// The bounds of the guard.
+const (
+	unprovenEvery = 50 * time.Millisecond  // from one look to the next while something is to die or to freeze
+	calmEvery     = time.Second            // and while nothing is to be done
+	proofMax      = 100 * time.Millisecond // age of a proof with which the watchdog may be fed
+	openEvery     = 10 * time.Second       // between two tries to open a watchdog that did not open
+	wordsMax      = 64                     // words that wait for the guard, and that it takes at once
+	wantersMax    = 16                     // callers that wait for Clean
+)
+
+// guard ends what may not run. It is a loop with a goroutine of its own, apart from the one that looks after the roles: nothing in it
+// waits for a disk, a log or a process. It reads the kernel, writes to cgroups, the watchdog and tmpfs, and answers lines without
+// waiting for their readers.
+type guard struct {
+	machine  authority.Warden
+	groups   groups   // nil: this host has no cgroups, so it proves nothing
+	watchdog Watchdog // nil: none is wanted
+	timeout  time.Duration
+	clock    clock
+	notes    *notes // nil: nothing is written down
+	log      *diary
+
+	words chan word
+	over  chan struct{}
+	agent atomic.Pointer[ear]   // the one that is heard
+	said  atomic.Pointer[hello] // the last state, for the agent that is started next
+
+	cgroups   []authority.Cgroup // reused
+	seen      []host.Cgroup      // reused
+	calm      bool               // the authority is valid, and the last look at the cgroups found nothing to do
+	unproven  bool
+	acted     map[authority.VM]authority.WardenActionKind // what was done last about those that it was done about in the last look
+	wanters   []word
+	armed     bool
+	feedAt    authority.Moment // when it is due to be fed
+	openAt    authority.Moment // when it is tried to be opened again
+	openError string
+	unwatched bool // the store knows that nobody can fence this host
+	ending    bool
+}
+
+// ear is an agent's end of its line; tell does not wait for it.
+type ear struct{ tell func(text string) }
+
+// word is what an agent says to the guard.
+type word struct {
+	from   *ear
+	text   string
+	answer func(string) // set by take
+}
+
+// hello is what an agent learns when it is started.
+type hello struct {
+	fences  uint64
+	until   authority.Moment
+	fencing inventory.Fencing
+}
+
+// run guards until it was told to end and may.
+func (g *guard) run() {
+	defer close(g.over)
+	for {
+		if g.look() {
+			return
+		}
+		if err := g.clock.setAt(g.next()); err != nil {
+			g.log.say(slog.LevelError, "alarm", slog.Any("err", err))
+		}
+		select {
+		case <-g.clock.ring:
+		case w := <-g.words:
+			g.take(w)
+			for range wordsMax { // those that wait already, before the kernel is asked again
+				select {
+				case w := <-g.words:
+					g.take(w)
+					continue
+				default:
+				}
+				break
+			}
+		}
+	}
+}
+
+// end has the guard end as soon as it may, and waits for that. Only the authority's end bounds that: VMs that nobody stopped, and whose host others
+// believe to have a watchdog, must not outlive it.
+func (g *guard) end() {
+	g.words <- word{text: endWord}
+	<-g.over
+}
+
+// endWord is said by the warden itself.
+const endWord = "end"
+
+// next returns when the guard has to look again, unless it is told something.
+func (g *guard) next() authority.Moment {
+	now := g.clock.now()
+	at := now + calmEvery
+	if g.unproven || g.ending {
+		at = now + unprovenEvery
+	}
+	if until, ok := g.machine.FreezeAt(); ok && until > now {
+		at = min(at, until)
+	}
+	if g.watchdog != nil && g.armed && !g.unproven {
+		at = min(at, g.feedAt)
+	}
+	return at
+}
+
+// look asks the kernel, does what the machine says, and answers those who waited for it. It reports whether the guard is at its end.
+func (g *guard) look() (over bool) {
+	now := g.clock.now()
+	valid := g.machine.Valid(now)
+	g.calm = g.calm && valid
+	cgroups := g.cgroups[:0]
+	if !g.calm || g.ending {
+		var ok bool
+		if cgroups, ok = g.list(); !ok && (!valid || len(g.machine.Doomed()) > 0) {
+			g.unproven = true // and nothing is fed: what cannot be seen may run
+			return false
+		}
+	}
+	fed, did := false, map[authority.VM]authority.WardenActionKind(nil)
+	for _, a := range g.machine.Look(now, cgroups) {
+		switch a.Kind {
+		case authority.Feed:
+			fed = true
+		case authority.Clear:
+			g.log.say(slog.LevelInfo, "nothing lives of an earlier authority")
+		case authority.Freeze, authority.Thaw, authority.Kill:
+			if did == nil {
+				did = map[authority.VM]authority.WardenActionKind{}
+			}
+			did[a.VM] = a.Kind
+			g.act(a)
+		}
+	}
+	g.acted, g.unproven = did, !fed
+	g.calm = valid && fed && did == nil
+	if fed {
+		g.feed(now)
+	}
+	g.write()
+	if g.machine.Clean() {
+		for _, w := range g.wanters {
+			w.answer("ok")
+		}
+		g.wanters = nil
+	}
+	return g.ending && g.mayEnd(cgroups)
+}
+
+// list reads the VMs' cgroups; false when the kernel does not say.
+func (g *guard) list() ([]authority.Cgroup, bool) {
+	g.cgroups = g.cgroups[:0]
+	if g.groups == nil {
+		return g.cgroups, true // fencing says that nothing is proven here
+	}
+	var err error
+	if g.seen, err = g.groups.List(g.seen[:0]); err != nil {
+		g.log.say(slog.LevelError, "cannot see the vms", slog.Any("err", err))
+		return g.cgroups, false
+	}
+	for _, c := range g.seen {
+		if c.Err != nil {
+			g.log.say(slog.LevelError, "cannot see a vm", slog.String("vm", c.Name), slog.Any("err", c.Err))
+		}
+		g.cgroups = append(g.cgroups, authority.Cgroup{VM: authority.VM(c.Name), Living: c.Populated, Frozen: c.Frozen})
+	}
+	return g.cgroups, true
+}
+
+// act does one thing about a VM. Whether it worked is for the next look to see.
+func (g *guard) act(a authority.WardenAction) {
+	level, name := slog.LevelWarn, string(a.VM)
+	var err error
+	switch a.Kind {
+	case authority.Freeze:
+		err = g.groups.Freeze(name)
+	case authority.Thaw:
+		level, err = slog.LevelInfo, g.groups.Thaw(name)
+	case authority.Kill:
+		err = g.groups.Kill(name)
+	case authority.Feed, authority.Clear:
+	}
+	if err != nil {
+		level = slog.LevelError
+	}
+	if g.acted[a.VM] != a.Kind || err != nil { // once, not at every look that finds it still to do
+		g.log.say(level, "vm ends or stands by authority", slog.String("vm", name), slog.String("action", string(a.Kind)),
+			slog.String("why", a.Why), slog.Any("err", err))
+	}
+}
+
+// mayEnd takes the watchdog off if this process may leave the VMs alone, and reports whether it may.
+func (g *guard) mayEnd(cgroups []authority.Cgroup) bool {
+	if !g.armed {
+		return true
+	}
+	if !g.unwatched && !g.machine.Dead(cgroups) {
+		return false
+	}
+	if err := g.watchdog.Disarm(); err != nil {
+		g.log.say(slog.LevelError, "the watchdog stays armed and will reset this machine", slog.Any("err", err))
+	}
+	g.armed = false
+	return true
+}
+
+// feed feeds the watchdog with a proof of the moment now, or opens it with one: to open a watchdog is to feed it.
+func (g *guard) feed(now authority.Moment) {
+	if g.watchdog == nil || g.groups == nil {
+		return
+	}
+	if !g.armed {
+		g.open(now)
+		return
+	}
+	if now < g.feedAt {
+		return
+	}
+	if late := g.clock.now() - now; late > proofMax {
+		// This process stood still since it looked. What it saw is over; the next look comes right away.
+		g.unproven = true
+		return
+	}
+	if err := g.watchdog.Feed(); err != nil {
+		g.log.say(slog.LevelError, "the watchdog cannot be fed", slog.Any("err", err))
+		return // it stays due
+	}
+	g.feedAt = now + g.timeout/4
+}
+
+// open arms the watchdog.
+func (g *guard) open(now authority.Moment) {
+	if now < g.openAt || g.ending {
+		return
+	}
+	err := g.watchdog.Open()
+	if err != nil {
+		g.openAt = now + openEvery
+		if why := err.Error(); why != g.openError {
+			g.openError = why
+			g.log.say(slog.LevelWarn, "no watchdog: when this host falls silent, its VMs are started elsewhere only after somebody has confirmed that it is dead",
+				slog.Any("err", err))
+		}
+		return
+	}
+	g.armed, g.feedAt, g.openError = true, now+g.timeout/4, ""
+	g.log.say(slog.LevelInfo, "watchdog armed", slog.Duration("timeout", g.timeout))
+}
+
+// fencing says how others can know that what runs here is dead.
+func (g *guard) fencing() inventory.Fencing {
+	if g.armed && g.groups != nil && !g.ending {
+		return inventory.FencedByWatchdog
+	}
+	return inventory.FencedByNobody
+}
+
+// greet makes the agent that is about to be started the one that is heard, and says to it what it has to know first.
+func (g *guard) greet(agent *ear) {
+	g.agent.Store(agent)
+	said := g.said.Load()
+	agent.tell(strings.Join([]string{tellsHello, strconv.FormatUint(said.fences, 10), momentWord(said.until)}, " "))
+	agent.tell(fencingWord(said.fencing))
+}
+
+// write makes what the guard knows outlive it, and shows it to the next agent.
+func (g *guard) write() {
+	now := hello{g.machine.Fences, g.machine.Until, g.fencing()}
+	if last := g.said.Swap(&now); last == nil || last.fencing != now.fencing {
+		if agent := g.agent.Load(); agent != nil {
+			agent.tell(fencingWord(now.fencing))
+		}
+	}
+	if err := g.notes.keep(g.machine); err != nil {
+		g.log.say(slog.LevelError, "the authority cannot be written down: the next warden will know of none", slog.Any("err", err))
+	}
+}
