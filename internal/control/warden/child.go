@@ -110,6 +110,10 @@ func (w *warden) hear(ctx context.Context, c *child, text string) {
 			w.Log.LogAttrs(ctx, slog.LevelInfo, "child answers", slog.String("child", c.Name), slog.Int("pid", c.pid()),
 				slog.Duration("after", time.Since(c.began).Round(time.Millisecond)))
 		}
+	case saysWants:
+		w.want(ctx, c, rest, true)
+	case saysUnwants:
+		w.want(ctx, c, rest, false)
 	case saysEnding:
 		c.said = "ending"
 		if c.killAt.IsZero() {
@@ -127,7 +131,7 @@ func (w *warden) rest(ctx context.Context, c *child, now time.Time, why error) {
 	pause := c.backoff.next(c.cmd != nil && c.silence.ready, ran)
 	c.cmd = nil
 	c.startAt = now.Add(pause)
-	if w.ending {
+	if w.ending || c.Off {
 		return
 	}
 	w.Log.LogAttrs(ctx, slog.LevelWarn, "child ended, starting it again", slog.String("child", c.Name), slog.Any("err", why),

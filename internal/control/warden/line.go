@@ -24,6 +24,8 @@ const (
 	saysStarting = "starting"
 	saysAlive    = "alive"
 	saysEnding   = "ending"
+	saysWants    = "wants"   // and a role's name: it is to run
+	saysUnwants  = "unwants" // it is to end and stay away
 )
 
 // beatEvery is the pause between two signs of life: three may be missed within silentMax.
@@ -93,6 +95,16 @@ func (l *Line) Starting(what string) { l.say(saysStarting + " " + what) }
 
 // Ending says that this role has begun to end, which gives it ten seconds.
 func (l *Line) Ending() { l.say(saysEnding) }
+
+// Want says that another role of this host is to run, or to end and stay away, until the warden ends. Only the front role may; it says it
+// again whenever it looks, since the next warden knows only what it was started with. That the role has ended is seen by Claim.
+func (l *Line) Want(role string, on bool) {
+	if on {
+		l.say(saysWants + " " + role)
+	} else {
+		l.say(saysUnwants + " " + role)
+	}
+}
 
 // Beat tells the warden that this role lives, every half a second and for the first time at once, until ctx ends. Each time prove is
 // asked first: it returns when the role's own loops and locks have answered it, and an error means that they do not. A prove

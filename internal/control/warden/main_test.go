@@ -13,7 +13,8 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
-// TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, and deadlocks on SIGUSR1; "settle" says
+// TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, deadlocks on SIGUSR1, and
+// on SIGUSR2 wants the role store to run, or not to when it wanted it last; "settle" says
 // where it settles.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "role" {
@@ -45,6 +46,14 @@ func roleMain(path string) {
 	signal.Notify(hang, syscall.SIGUSR1)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	turn := make(chan os.Signal, 1)
+	signal.Notify(turn, syscall.SIGUSR2)
+	go func() { // ends with the process
+		for on := true; ; on = !on {
+			<-turn
+			line.Want("store", on)
+		}
+	}()
 	var lock sync.Mutex
 	go func() {
 		<-hang

@@ -63,6 +63,9 @@ func (n *notifier) tell(ctx context.Context, now time.Time, w *warden) {
 func (w *warden) status() string {
 	var parts []string
 	for _, c := range w.children {
+		if c.Off && !c.running() {
+			continue
+		}
 		said := c.said
 		switch {
 		case !c.running():

@@ -20,6 +20,7 @@ import (
 type Role struct {
 	Name string
 	Args []string // of the binary
+	Off  bool     // it does not run until the front asks for it (Line.Want)
 }
 
 // Config says what a warden keeps.
@@ -125,7 +126,9 @@ func (w *warden) send(event func(context.Context)) {
 // tend starts a child whose time has come, and kills one that is silent or does not end.
 func (w *warden) tend(ctx context.Context, c *child, now time.Time, ran time.Duration) {
 	switch {
-	case !c.running() && !w.ending && !now.Before(c.startAt):
+	case c.running() && c.Off && !c.told && !w.ending:
+		w.end(ctx, c, now)
+	case !c.running() && !c.Off && !w.ending && !now.Before(c.startAt):
 		w.start(ctx, c, now, ran)
 	case c.running() && !c.killAt.IsZero() && !now.Before(c.killAt):
 		c.killAt = now.Add(endGrace) // a process in the kernel's hands may take its time: killed again, and said again
@@ -149,14 +152,30 @@ func (w *warden) endNext(ctx context.Context, now time.Time) (over bool) {
 			continue
 		}
 		if !c.told {
-			c.told = true
-			c.signal(syscall.SIGTERM)
-			if c.killAt.IsZero() {
-				c.killAt = now.Add(endGrace)
-			}
-			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending child", slog.String("child", c.Name))
+			w.end(ctx, c, now)
 		}
 		return false
 	}
 	return true
+}
+
+// end tells a child to end.
+func (w *warden) end(ctx context.Context, c *child, now time.Time) {
+	c.told = true
+	c.signal(syscall.SIGTERM)
+	if c.killAt.IsZero() {
+		c.killAt = now.Add(endGrace)
+	}
+	w.Log.LogAttrs(ctx, slog.LevelInfo, "ending child", slog.String("child", c.Name))
+}
+
+// want makes a role run, or end and stay away. Only the front may ask for that, since it knows what the cluster wants of this host.
+func (w *warden) want(ctx context.Context, from *child, name string, on bool) {
+	for _, c := range w.children {
+		if c.Name != name || c == from || from.Name != w.Front || c.Off == !on {
+			continue
+		}
+		c.Off, c.startAt = !on, time.Time{}
+		w.Log.LogAttrs(ctx, slog.LevelInfo, "child is wanted or not", slog.String("child", name), slog.Bool("wanted", on))
+	}
 }

@@ -58,7 +58,7 @@ func run(t *testing.T, binary string, roles ...Role) (end func()) {
 	done := make(chan error, 1)
 	dir := t.TempDir()
 	go func() {
-		done <- Run(ctx, Config{Binary: binary, Roles: roles, RunDir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		done <- Run(ctx, Config{Binary: binary, Roles: roles, Front: "agent", RunDir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	}()
 	return sync.OnceFunc(func() {
 		cancel()
@@ -114,6 +114,35 @@ func TestChildrenAreKeptAndEndInOrder(t *testing.T) {
 	end()
 	if first, second := log.next(), log.next(); first != "end agent" || second != "end store" {
 		t.Errorf("ended in the order %q, %q", first, second)
+	}
+}
+
+// A role that is off runs when the agent wants it, and ends, and is not started again, when the agent does not.
+func TestARoleRunsWhenTheAgentWantsIt(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, log := newLog(t)
+	other, off := newLog(t)
+	end := run(t, self, Role{Name: "store", Args: []string{"role", other}, Off: true}, Role{Name: "agent", Args: []string{"role", path}})
+	defer end()
+	agent := log.pid("start")
+	for range 2 {
+		if err := syscall.Kill(agent, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		pid := off.pid("start")
+		if err := syscall.Kill(agent, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		if ended := off.pid("end"); ended != pid {
+			t.Errorf("process %d ended, not %d", ended, pid)
+		}
+	}
+	end()
+	if text, err := os.ReadFile(other); err != nil || strings.Count(string(text), "start") != 2 {
+		t.Errorf("%v: the store's starts and ends were\n%s", err, text)
 	}
 }
 
