@@ -1,9 +1,10 @@
 // Package tiny holds Godwit's smallest guests: real-mode programs of a few hundred bytes that run as QEMU's -bios ROM and
 // give their first sign of life within 300 ms. Heartbeat is for every test and trial that needs no network, Checked
-// proves that a migration loses no write, Long proves that an accelerator really runs 64-bit code, and Idle does nothing.
+// proves that a migration loses no write, Long proves that an accelerator really runs 64-bit code, and Idle does nothing. Writer is a disk, not a
+// ROM: it writes numbered blocks to itself for ever.
 //
 // The programs are the .S files beside this one; their assembled payloads are kept in the repository, so that nobody needs an assembler to
-// build Godwit, and a test compares the two. The package makes ROM images and reads the lines the guests print; starting
+// build Godwit, and a test compares the two. The package makes images and reads the lines the guests print; starting
 // QEMU is the caller's business. All guests talk on COM1 and run on pc, q35 and microvm.
 package tiny
 
@@ -15,7 +16,7 @@ import (
 
 //go:generate go run ./assemble
 
-// ROMSize is the length in bytes of every image this package returns: one 64 KiB segment, what QEMU's -bios takes at least.
+// ROMSize is the length in bytes of every ROM this package returns: one 64 KiB segment, what QEMU's -bios takes at least.
 const ROMSize = 64 << 10
 
 // PageSize is the size of an x86 page in bytes, the unit of Options.

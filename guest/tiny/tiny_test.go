@@ -23,7 +23,7 @@ func TestPayloadsAreWhatTheSourcesSay(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
-	for _, name := range []string{"heartbeat.bin", "checked.bin", "long.bin", "idle.bin"} {
+	for _, name := range []string{"heartbeat.bin", "checked.bin", "long.bin", "idle.bin", "writer.bin"} {
 		kept, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)

@@ -1,7 +1,6 @@
 package oracle
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/godwit-vm/godwit/guest/tiny"
 )
 
 // Options say what storage is wanted.
@@ -112,15 +113,10 @@ func ours(relative string) bool {
 	return strings.HasPrefix(relative, "locks/") || strings.HasPrefix(relative, ".godwit-")
 }
 
-// writerMark begins each block that the writing guest writes; its number follows, in 8 bytes, and then the count of the guest's boots.
-const writerMark = "GWWRITER"
-
 // numberIn returns the number in a block of the writing guest, 0 for any other.
 func numberIn(block []byte) uint64 {
-	if len(block) < 16 || string(block[:8]) != writerMark {
-		return 0
-	}
-	return binary.LittleEndian.Uint64(block[8:])
+	b, _ := tiny.ParseBlock(block)
+	return uint64(b.Number)
 }
 
 // process says which process a thread belongs to, and its name; "" for one that is gone.
