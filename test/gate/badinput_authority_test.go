@@ -14,6 +14,7 @@ const badAuthorityFile = "testdata/bad-input-authority.txt"
 
 // The story: somebody wants failover to be faster and asks for times at which two copies of a VM could run. Each is refused with its arithmetic.
 func TestBadAuthority(t *testing.T) {
+	t.Parallel()
 	var said strings.Builder
 	said.WriteString("# What Godwit answers to times of authority that are not safe: $ the command, its exit code, its standard error. Made by -rewrite.\n")
 	for _, c := range []mistake{

@@ -12,6 +12,7 @@ import (
 // The story: mistakes about networks on bridges and about MAC addresses are answered like all others. The answers are in
 // testdata/bad-input-bridge.txt.
 func TestBadInputBridge(t *testing.T) {
+	t.Parallel()
 	m := &mistakes{Cluster: startCluster(t, lab.Options{Hosts: 1, Run: []string{"--network", "dmz=bridge:br-none"}})}
 	m.full = filepath.Join(m.Dir, "full")
 	for _, dir := range []string{"full", "other", "copied"} { // that state looks at

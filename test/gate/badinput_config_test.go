@@ -16,6 +16,7 @@ const badConfigFile = "testdata/bad-input-config.txt"
 
 // The story: people write configurations, and mistype them. No agent is needed to be told.
 func TestBadConfigurations(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"syntax.toml": "data = \"/srv/godwit\"\nlog-level = debug\n",

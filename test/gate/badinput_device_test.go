@@ -61,6 +61,7 @@ func makeDeviceMistakes(t *testing.T) *mistakes {
 // The story: people make mistakes with clones, moves and devices, and read what TestBadInput promises: one clear line, or one for each
 // reason, the right exit code, and nothing has changed.
 func TestBadInputDevice(t *testing.T) {
+	t.Parallel()
 	m := makeDeviceMistakes(t)
 	var file strings.Builder
 	file.WriteString("# What Godwit answers to mistakes with clones, moves and devices. Made by -rewrite; read it as prose.\n")

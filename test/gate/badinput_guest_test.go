@@ -14,6 +14,7 @@ import (
 // The story: mistakes with firmware, displays and screenshots are answered like all others. The answers are in
 // testdata/bad-input-guest.txt, to be read.
 func TestBadInputGuest(t *testing.T) {
+	t.Parallel()
 	m := &mistakes{Cluster: startCluster(t, lab.Options{Hosts: 1})}
 	m.full = filepath.Join(m.Dir, "full")
 	for _, dir := range []string{"other", "copied", "full"} { // that state looks at

@@ -12,6 +12,7 @@ import (
 
 // The story: people make mistakes with images and with what they want a guest to be told. The answers are in testdata/bad-input-images.txt.
 func TestBadInputImages(t *testing.T) {
+	t.Parallel()
 	m := makeMistakes(t)
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()

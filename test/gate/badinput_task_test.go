@@ -13,6 +13,7 @@ import (
 
 // The story: people make mistakes with tasks, events and keys too. The answers are in testdata/bad-input-task.txt.
 func TestBadInputTask(t *testing.T) {
+	t.Parallel()
 	m := &mistakes{Cluster: startCluster(t, lab.Options{Hosts: 1})}
 	m.full = filepath.Join(m.Dir, "full")
 	for _, name := range []string{"full", "other", "copied"} { // that state looks at

@@ -125,6 +125,7 @@ type mistake struct {
 // The story: people make mistakes. Each is answered with one line, or one for each reason, that says what is wrong and what to do, with
 // the exit code that the manual promises, and changes nothing at all. The answers are in testdata/bad-input.txt, to be read.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	m := makeMistakes(t)
 	var file strings.Builder
 	file.WriteString("# What Godwit answers to mistakes: $ the command, its exit code, its standard error. Made by -rewrite; read it as prose.\n")

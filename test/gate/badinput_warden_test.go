@@ -40,6 +40,7 @@ var processRE = regexp.MustCompile(`process \d+`)
 // The story: somebody makes Godwit a service in a wrong way, and takes it away where a VM runs. Nothing changes, and every reason is said at
 // once. Without a reason against it, the host is then left as it was. The answers are in testdata/bad-input-warden.txt.
 func TestBadInputWarden(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, lab.Options{Hosts: 1})
 	h, root := c.Hosts[0], c.Dir
 	write := func(name string, text []byte, mode fs.FileMode) string {

@@ -12,6 +12,7 @@ import (
 // The story: a user changes their mind in pre-copy, twice, and from either host; the VM stays, and nothing of the attempts does.
 // What has arrived cannot be canceled.
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	f := takeOff(t)
 	for _, by := range f.Hosts {
 		t.Run("asked at "+by.Name, func(t *testing.T) {

@@ -79,6 +79,7 @@ func holds(t *testing.T, path, pattern string) {
 // The story: a VM is cloned and made a template; thin clones of that take no room, go their own ways, and keep their template from being
 // destroyed, started or changed, until the last of them is gone. An agent that is killed leaves no half clone.
 func TestClonesAndTemplates(t *testing.T) {
+	t.Parallel()
 	s := &studio{Cluster: startCluster(t, lab.Options{Hosts: 2})}
 	s.godwit(t, "network", "create", "lan", "--subnet", "10.13.0.0/24")
 	s.godwit(t, "vm", "create", "golden", "--memory", "64M", "--disk", "size=64M", "--disk", "size=8M", "--nic", "lan")

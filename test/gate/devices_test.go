@@ -101,6 +101,7 @@ func (p *plugged) spec(t *testing.T) string {
 // devices stay; a device that an agent was killed over is mended. What is taken away is gone for the guest, and after a stop and a start the VM has
 // what it had.
 func TestDevicesOfARunningVM(t *testing.T) {
+	t.Parallel()
 	p := &plugged{flight: takeOff(t)}
 	p.godwit(t, "network", "create", otherNetwork, "--subnet", otherSubnet, "--gateway", "host-1")
 	first := filepath.Join(p.Datastore, vmName+"-disk1.qcow2")

@@ -15,6 +15,7 @@ import (
 // The story: a sysadmin asks the doctor before there is a host, while it runs, after another host has gone, and when the agent does not
 // start. Each time every check is there, and what is not good says what to do.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, lab.Options{Hosts: 2})
 	first, second := c.Hosts[0], c.Hosts[1]
 
@@ -98,6 +99,7 @@ func one(t *testing.T, h *lab.Host, name string, args ...string) (found *godwitv
 
 // TestBadInputOfPages: what is asked for wrongly of the doctor, of completion and of the manual. It needs no cluster.
 func TestBadInputOfPages(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {

@@ -28,6 +28,7 @@ import (
 // The story: a VM with UEFI, a display and a guest with the real qemu-guest-agent moves while people look at its screen from another
 // host. Its guest says the same of itself before and after, viewers come back, and it goes down in order because its agent is asked.
 func TestGuestWithUEFIDisplayAndAgent(t *testing.T) {
+	t.Parallel()
 	linux, err := guest.ImagesWithAgent(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -186,6 +186,7 @@ func writes(t *testing.T, c *control.Client, disk []byte, at int) {
 // The story: one image, two machines made of it on two hosts. Each finds its seed, reads the image, keeps what it writes through a live migration,
 // and never touches the other or the image. The image cannot be taken away from under them; when they go, what was made for them goes.
 func TestVMsFromAnImage(t *testing.T) {
+	t.Parallel()
 	g := openGallery(t)
 	base, err := os.ReadFile(filepath.Join(g.Datastore, "base.qcow2"))
 	if err != nil {

@@ -214,6 +214,7 @@ func growing(folder string) bool {
 // middle: the VM is whole at exactly one place each time, and the same command completes what was begun. In the end its guest finds on its disk
 // what was there in the beginning.
 func TestColdMigration(t *testing.T) {
+	t.Parallel()
 	m := makeMover(t)
 	generation := m.vm(t).GetRun().GetGeneration()
 	move := func(t *testing.T) {

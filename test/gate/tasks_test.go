@@ -36,6 +36,7 @@ const deafVM = "deaf"
 // The story: whatever is asked of a host is a task. Every host shows it, every host can end it, nobody has to stay for it; what happens is
 // told as events; and a call that is repeated with its key is done once, whatever dies meanwhile.
 func TestTasks(t *testing.T) {
+	t.Parallel()
 	o := &office{Cluster: startCluster(t, lab.Options{Hosts: 3})}
 	slow := tiny.Options{Pages: 1024, Fill: 8 << 10, Rate: 64} // 32 MiB to send
 	if err := os.WriteFile(filepath.Join(o.Datastore, "tiny.rom"), tiny.Heartbeat(slow), 0o644); err != nil {
