@@ -117,7 +117,7 @@ func withoutAgent(ctx context.Context, set *config.Config, why error) []doctor.C
 	case !fault.Is(err, fault.NotFound):
 		agent.State, agent.Detail, agent.Fix = doctor.Bad, err.Error(), "restore the data folder from a backup, or remove it and join anew"
 	}
-	examined := doctor.Config{QEMU: qemu.ProbeConfig{Binary: set.Binary, CacheDir: set.Cache}, Data: set.Data, Run: set.Run}
+	examined := doctor.Config{QEMU: qemu.ProbeConfig{Binary: set.Binary, CacheDir: set.Cache}, Data: set.Data, Run: set.Run, Watchdog: set.Watchdog, WatchdogTimeout: set.Authority.Watchdog}
 	user := ""
 	if os.Geteuid() == 0 && set.User != "" {
 		user = set.User

@@ -182,7 +182,7 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	conf := agent.Config{
 		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.set.Run,
 		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
-		Switch: vnet.NewClient(switchSocket(r.set.Run)), Carriers: r.carriers, Starting: r.line.Starting, Warden: r.line, Log: r.log, Memory: agentMemory, Data: c.dir,
+		Switch: vnet.NewClient(switchSocket(r.set.Run)), Carriers: r.carriers, Starting: r.line.Starting, Warden: r.line, Watchdog: r.set.Watchdog, WatchdogTimeout: r.set.Authority.Watchdog, Log: r.log, Memory: agentMemory, Data: c.dir,
 	}
 	defer conf.Peers.Close()
 	defer conf.Switch.Close()

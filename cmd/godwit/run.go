@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path"
@@ -12,8 +14,8 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/warden"
 	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/driver/datadir"
+	"github.com/godwit-vm/godwit/internal/driver/watchdog"
 	"github.com/godwit-vm/godwit/internal/fault"
-	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 func newRun() *cobra.Command {
@@ -63,13 +65,30 @@ counts before it.`,
 				roles = slices.Insert(roles, 0, role("store"))
 			}
 			return warden.Run(cmd.Context(), warden.Config{
-				Binary: binary, Roles: roles, Front: "agent", RunDir: set.Run, Cgroup: path.Join(vms, string(c.Host)), Authority: authority.Default(), Log: log,
+				Binary: binary, Roles: roles, Front: "agent", RunDir: set.Run, Cgroup: path.Join(vms, string(c.Host)), Authority: authoritySettings(set),
+				Watchdog: watchdogOf(cmd.Context(), set, log), Log: log,
 			})
 		},
 	}
 	settingFlags(cmd, true)
 	networkFlag(cmd, &networks)
 	return cmd
+}
+
+// watchdogOf returns the watchdog that the settings want, nil for none. The default device is used where there is one.
+func watchdogOf(ctx context.Context, set *config.Config, log *slog.Logger) warden.Watchdog {
+	name, timeout := set.Watchdog, set.Authority.Watchdog
+	if name == "" || timeout == 0 {
+		return nil
+	}
+	if set.Value("watchdog-device").From == config.Default {
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			log.LogAttrs(ctx, slog.LevelWarn, "this machine has no watchdog: when it falls silent, its VMs are started elsewhere only after somebody has confirmed that it is dead",
+				slog.String("device", name))
+			return nil
+		}
+	}
+	return watchdog.New(name, timeout)
 }
 
 // holdFolders takes the data folder for this process, brings it to this version, and looks at the run directory.

@@ -46,6 +46,8 @@ type Options struct {
 	Log    io.Writer // the hosts' logs; nil: a file per host in the cluster's folder
 	Cables bool      // each host in a network namespace of its own, with a cable to a LAN (cables.go); needs root
 	Run    []string  // more flags for godwit run
+	// Watchdog gives each host a watchdog of its own outside of it, which ends all of its processes when it was not fed (watchdog.go).
+	Watchdog bool
 }
 
 // Cluster is a running cluster. Its methods may be called by many goroutines.
@@ -72,6 +74,7 @@ type Host struct {
 	cluster    *Cluster
 	namespace  *namespace // nil: the one that we are in
 	datastores []string   // instead of the shared one
+	dog        *dog       // with Options.Watchdog
 	mu         sync.Mutex
 	cmd        *exec.Cmd
 	ended      chan struct{}
@@ -159,6 +162,9 @@ func (c *Cluster) newHost(i int, subnet string) (*Host, error) {
 			return nil, err
 		}
 	}
+	if c.options.Watchdog {
+		return h, h.startDog()
+	}
 	return h, nil
 }
 
@@ -228,13 +234,17 @@ func (h *Host) start() error {
 		defer func() { _ = f.Close() }() // the child has its own
 		log = f
 	}
-	args := append([]string{"run", "--data", h.Data, "--run", h.Run}, h.cluster.options.Run...)
-	cmd := exec.Command(h.cluster.options.Binary, args...) //nolint:noctx // ends with Down or Close
+	// Never this machine's own watchdog: tests kill wardens.
+	args := append([]string{"run", "--data", h.Data, "--run", h.Run, "--watchdog-device", h.watchdogName()}, h.cluster.options.Run...)
+	cmd := h.command(args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if os.Getenv("GORACE") == "" {
 		cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=50") // the race detector sleeps for a second at each process' end
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the one who holds the cluster
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true // Ctrl-C is for the one who holds the cluster
 	if err := h.namespace.do(cmd.Start); err != nil {
 		return err
 	}
@@ -417,6 +427,9 @@ func (c *Cluster) Close() error {
 		}
 		all.Wait()
 		c.keepLogs()
+		for _, h := range c.Hosts {
+			errs = append(errs, h.dog.dismiss())
+		}
 		c.closed = errors.Join(errors.Join(errs...), sweep(c.Dir), c.lan.close())
 		c.guard.dismiss()
 	})

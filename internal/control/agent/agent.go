@@ -56,8 +56,11 @@ type Config struct {
 	CA         *peer.CA                               // nil on hosts that do not hold it
 	Memory     int64                                  // bytes that the agent of a host without VMs is to keep below; 0: not looked after
 	Warden     Warden                                 // told what it must know to end VMs that the agent does not; nil: nobody is
+	Watchdog   string                                 // the device that the warden is to arm, "" for none, for the doctor
 	Starting   func(what string)                      // told each step until the agent is ready; may take no time
 	Log        *slog.Logger
+
+	WatchdogTimeout time.Duration // of Watchdog
 }
 
 // Mount is a datastore of this host.

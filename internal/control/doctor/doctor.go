@@ -33,7 +33,11 @@ type Config struct {
 	QEMU       qemu.ProbeConfig
 	Data, Run  string // folders of the host, there or not
 	Datastores []Folder
-	Running    bool // the caller is the agent, whose own limits are those of the host's
+	// Watchdog is the device that is to reset this machine, "" for none, within WatchdogTimeout after it was fed last.
+	Watchdog        string
+	WatchdogTimeout time.Duration
+	Armed           bool // the host's warden has it open and armed
+	Running         bool // the caller is the agent, whose own limits are those of the host's
 }
 
 // Folder is a datastore as the host is told of it.
@@ -51,7 +55,7 @@ var machineChecks = []func(context.Context, Config) []Check{
 	one(func(c Config) Check { return judgeRun(readFolder(c.Run)) }),
 	limits,
 	one(func(Config) Check { return judgeService(readService("/")) }),
-	one(func(Config) Check { return judgeWatchdog(readWatchdog("/")) }),
+	one(func(c Config) Check { return judgeWatchdog(readWatchdog("/", c)) }),
 	func(ctx context.Context, _ Config) []Check { return []Check{judgeFirewall(readFirewall(ctx))} },
 	folders,
 }

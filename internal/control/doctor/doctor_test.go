@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/watchdog"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
@@ -23,6 +24,8 @@ func TestJudgements(t *testing.T) {
 	recent := qemu.Abilities{Version: "10.0.2", Path: "/q", Capabilities: []string{"events", "x"}, Features: []string{"sandbox", "netdev-reconnect"}}
 	shared := Folder{Name: "shared", Path: "/mnt/vms", Shared: true}
 	ext4, nfs := folderFacts{path: "/mnt/vms", kind: "ext4", free: 50 * gib, total: 100 * gib}, folderFacts{path: "/mnt/vms", kind: "nfs", free: 50 * gib, total: 100 * gib}
+	dog := dogFacts{Facts: watchdog.Facts{There: true, Identity: "iTCO_wdt"}, device: "/dev/watchdog", timeout: 2 * time.Second}
+	inUse := watchdog.Facts{There: true, Identity: "iTCO_wdt", InUse: true}
 	for name, c := range map[string]struct {
 		got  Check
 		want string // the state, and words of the detail or fix
@@ -70,8 +73,14 @@ func TestJudgements(t *testing.T) {
 		"no unit":                         {judgeService(serviceFacts{systemd: true}), "warn: no unit"},
 		"a unit that is off":              {judgeService(serviceFacts{systemd: true, unit: true}), "warn: systemctl enable"},
 		"a unit":                          {judgeService(serviceFacts{systemd: true, unit: true, enabled: true}), "good: enabled"},
-		"a watchdog":                      {judgeWatchdog([]string{"/dev/watchdog"}), "good: /dev/watchdog"},
-		"no watchdog":                     {judgeWatchdog(nil), "warn: iTCO_wdt"},
+		"a watchdog":                      {judgeWatchdog(dog), "good: /dev/watchdog (iTCO_wdt): it resets this machine 2s after"},
+		"an armed watchdog":               {judgeWatchdog(dogFacts{Facts: inUse, device: dog.device, timeout: dog.timeout, running: true, armed: true}), "good: it resets this machine 2s after"},
+		"no watchdog":                     {judgeWatchdog(dogFacts{device: dog.device, timeout: dog.timeout}), "warn: there is no /dev/watchdog: when this host falls silent"},
+		"a watchdog switched off":         {judgeWatchdog(dogFacts{timeout: dog.timeout}), "warn: set watchdog-device"},
+		"a watchdog without a time":       {judgeWatchdog(dogFacts{Facts: dog.Facts, device: dog.device}), "warn: authority.watchdog"},
+		"somebody else's watchdog":        {judgeWatchdog(dogFacts{Facts: inUse, device: dog.device, timeout: dog.timeout}), "warn: RuntimeWatchdogSec="},
+		"a watchdog that was not armed":   {judgeWatchdog(dogFacts{Facts: dog.Facts, device: dog.device, timeout: dog.timeout, running: true}), "warn: the log of godwit run"},
+		"a watchdog without a way out":    {judgeWatchdog(dogFacts{Facts: watchdog.Facts{There: true, Fixed: true, Fired: true}, device: dog.device, timeout: dog.timeout}), "warn: the machine's last reset"},
 		"no nft":                          {judgeFirewall(firewallFacts{why: "nft is not installed"}), "good: not looked at"},
 		"no firewall":                     {judgeFirewall(firewallFacts{known: true}), "good: no chain drops"},
 		"a firewall":                      {judgeFirewall(firewallFacts{known: true, drops: []string{"input (inet filter)"}}), "warn: accept TCP 7443 and 7444"},
@@ -206,7 +215,7 @@ func TestFactsAreReadWhereTheKernelHasThem(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	put("dev/watchdog0", "")
-	if found := readWatchdog(root); !slices.Equal(found, []string{root + "dev/watchdog0"}) {
-		t.Errorf("%q", found)
+	if f := readWatchdog(root, Config{Watchdog: "/dev/watchdog0"}); !f.There || f.device != "/dev/watchdog0" {
+		t.Errorf("%+v", f)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
+	"github.com/godwit-vm/godwit/internal/driver/watchdog"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
@@ -183,19 +183,55 @@ func judgeService(f serviceFacts) Check {
 // unitFix says how a host gets its unit.
 const unitFix = "godwit install --start writes one and starts it"
 
-func readWatchdog(root string) []string {
-	found, _ := filepath.Glob(root + "dev/watchdog*") // the pattern is well formed
-	return found
+// dogFacts is what of a watchdog concerns the host.
+type dogFacts struct {
+	watchdog.Facts
+
+	device  string        // "": none is wanted
+	timeout time.Duration // that is wanted; 0: none is
+	running bool          // the host's warden runs, and armed is its word
+	armed   bool
 }
 
-func judgeWatchdog(devices []string) Check {
-	if len(devices) > 0 {
-		return Check{Name: "watchdog", State: Good, Detail: devices[0]}
+func readWatchdog(root string, c Config) dogFacts {
+	return dogFacts{watchdog.About(root, c.Watchdog), c.Watchdog, c.WatchdogTimeout, c.Running, c.Armed}
+}
+
+// judgeWatchdog says whether others can know that this host's VMs are dead when it falls silent.
+func judgeWatchdog(f dogFacts) Check {
+	without := ": when this host falls silent, its VMs are started elsewhere only after somebody has said godwit host confirm-dead"
+	c := Check{Name: "watchdog", State: Warn}
+	switch {
+	case f.device == "" || f.timeout == 0:
+		c.Detail, c.Fix = "none is to be used"+without, "set watchdog-device, and authority.watchdog, which is 2s unless set"
+		return c
+	case !f.There && !strings.HasPrefix(f.device, "unix:"):
+		c.Detail = "there is no " + f.device + without
+		c.Fix = "load the board's own driver (iTCO_wdt, sp5100_tco, ipmi_watchdog), or softdog, and name it in /etc/modules-load.d"
+		return c
 	}
-	return Check{
-		Name: "watchdog", State: Warn, Detail: "this machine has no watchdog device; Godwit does not use one yet",
-		Fix: "load the board's own driver (iTCO_wdt, sp5100_tco), or softdog",
+	c.Detail = f.device
+	if f.Identity != "" {
+		c.Detail += " (" + f.Identity + ")"
 	}
+	if f.Fired {
+		c.Detail += ", which has made the machine's last reset"
+	}
+	switch {
+	case f.InUse && !f.running:
+		c.Detail += " is in use by another program" + without
+		c.Fix = "switch RuntimeWatchdogSec= of systemd or the watchdog daemon off, or set watchdog-device to another device"
+	case f.running && !f.armed:
+		c.Detail += " is not armed" + without
+		c.Fix = "the log of godwit run says why it could not be armed"
+	case f.Fixed:
+		c.Detail += " cannot be taken off once it is armed: the machine is reset when godwit is ended and does not come back in time"
+		c.Fix = "load its driver without nowayout"
+	default:
+		c.State = Good
+		c.Detail += fmt.Sprintf(": it resets this machine %v after Godwit could not prove any more that its VMs stand still", f.timeout)
+	}
+	return c
 }
 
 // firewallFacts is what of the packet filter concerns other hosts.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"strings"
 
 	"github.com/godwit-vm/godwit/internal/fault"
 )
@@ -27,6 +28,10 @@ func Check(in Input) (*Config, error) {
 	if c.Binary != "" {
 		_, err := exec.LookPath(c.Binary)
 		look("qemu", tellPath(err))
+	}
+	if c.Watchdog != "" && !strings.HasPrefix(c.Watchdog, "unix:") {
+		_, err := os.Stat(c.Watchdog)
+		look("watchdog-device", tellPath(err))
 	}
 	if c.User != "" {
 		if _, err := user.Lookup(c.User); err != nil {

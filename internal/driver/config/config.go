@@ -37,6 +37,7 @@ type Config struct {
 	SocketGroup string                // whose members may use the agent's socket; empty: nobody's
 	Limits      Limits
 	Authority   Authority
+	Watchdog    string             // device that resets this machine, or unix:PATH of a socket; empty: none
 	Networks    map[string]Network // by name of the network: what carries it on this host
 
 	values map[string]Value
@@ -165,6 +166,10 @@ var settings = slices.Concat([]Setting{
 	},
 	{Key: "log-format", Default: "text", Usage: "form of the log on standard error: text or json", set: oneOf(func(c *Config) *string { return &c.LogFormat }, "text", "json")},
 	{Key: "log-level", Default: "info", Usage: "what is logged: debug, info, warn or error", set: level(func(c *Config, l slog.Level) { c.LogLevel = l })},
+	{
+		Key: "watchdog-device", Default: "/dev/watchdog", Usage: "watchdog that resets this machine when VMs may run without authority; empty: none",
+		set: watchdog(func(c *Config) *string { return &c.Watchdog }),
+	},
 }, levels(), []Setting{
 	count("limits.connections", 1024, "connections to the agent's socket at once, root's aside", func(c *Config) *int { return &c.Limits.Connections }),
 	count("limits.connections-per-user", 256, "connections of one user to the agent's socket at once", func(c *Config) *int { return &c.Limits.ConnectionsPerUser }),

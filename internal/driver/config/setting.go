@@ -45,6 +45,18 @@ func optionalPath(field func(*Config) *string) func(*Config, string) error {
 	}
 }
 
+// watchdog takes a device, or unix: and the path of a socket, which clusters that only play at being machines use.
+func watchdog(field func(*Config) *string) func(*Config, string) error {
+	return func(c *Config, text string) error {
+		path, _ := strings.CutPrefix(text, "unix:")
+		if text != "" && !filepath.IsAbs(path) {
+			return fmt.Errorf("%q is no absolute path of a watchdog device, like /dev/watchdog1", text)
+		}
+		*field(c) = text
+		return nil
+	}
+}
+
 func word(field func(*Config) *string) func(*Config, string) error {
 	return func(c *Config, text string) error {
 		if strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == ':' || r == '/' || r == 0x7f }) {
