@@ -2,5 +2,7 @@
 
 package defect
 
+func init() { Names = append(Names, "fence_uncompared") }
+
 // FenceUncompared is seeded.
 func (seeded) FenceUncompared() bool { return true }

@@ -1,0 +1,277 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/policy/ha"
+)
+
+// The leader's loops.
+const (
+	campaignEvery = time.Second
+	pollEvery     = 500 * time.Millisecond
+)
+
+// leader is one term of one host.
+type leader struct {
+	a         *agent
+	p         *proc
+	term      int64
+	obs       authority.Observer
+	beat      moment // the last keep-alive that was answered
+	polling   bool
+	discarded map[inventory.MigrationID]bool // heirs that gave their final word
+	asked     map[inventory.MigrationID]moment
+	cache     []inventory.VMRun
+}
+
+// campaign tries to lead whenever the election key is not there, as this host's watch has it.
+func (a *agent) campaign() {
+	h, s := a.h, a.h.w.etcd
+	h.w.after(h.w.between(campaignEvery/2, campaignEvery), a.p, a.campaign)
+	if a.lead != nil && !a.lead.p.dead || !a.on || a.stopping {
+		return
+	}
+	if l, _ := s.records.leader.last(); l.by >= 0 {
+		return
+	}
+	var term int64
+	s.do(h, a.p, storeTimeout, true, func() error {
+		if !s.records.epochIs(h.i, a.epoch) {
+			return errEpoch
+		}
+		if l, _ := s.records.leader.last(); l.by >= 0 {
+			return errConflict
+		}
+		term = s.records.next()
+		s.records.leader.put(term, leaderRecord{by: h.i, created: term})
+		s.expires = h.w.now + leaderTTL
+		return nil
+	}, func(err error) {
+		if err != nil || a.lead != nil && !a.lead.p.dead {
+			return
+		}
+		h.w.say(string(h.id), "leads the cluster, term %d", term)
+		a.lead = &leader{
+			a: a, p: &proc{host: h}, term: term, obs: authority.NewObserver(h.w.settings), beat: h.w.now,
+			discarded: map[inventory.MigrationID]bool{}, asked: map[inventory.MigrationID]moment{},
+		}
+		a.lead.keep()
+		a.lead.poll()
+	})
+}
+
+// over ends the term.
+func (l *leader) over(why string) {
+	if !l.p.dead {
+		l.a.h.w.say(string(l.a.h.id), "ends its term %d: %s", l.term, why)
+		l.p.dead = true
+	}
+}
+
+// keep keeps the lease of the election key alive. The term is over when that was not answered for as long.
+func (l *leader) keep() {
+	h, s := l.a.h, l.a.h.w.etcd
+	if l.a.p.dead || h.w.now-l.beat > leaderTTL {
+		l.over("its lease was not kept alive")
+		return
+	}
+	h.w.after(campaignEvery, l.p, l.keep)
+	s.do(h, l.p, storeTimeout, false, func() error {
+		if !s.records.termIs(h.i, l.term) {
+			return errTerm
+		}
+		s.expires = h.w.now + leaderTTL
+		return nil
+	}, func(err error) {
+		switch err {
+		case nil:
+			l.beat = h.w.now
+		case errTerm:
+			l.over("another host leads")
+		}
+	})
+}
+
+// view is one linearizable read of what the leader decides on.
+type view struct {
+	alive []aliveRecord
+	epoch []epochRecord
+	run   []inventory.VMRun
+	move  []moveRecord
+}
+
+// poll reads the renewals and the VMs, and acts on what it finds.
+func (l *leader) poll() {
+	h, s := l.a.h, l.a.h.w.etcd
+	h.w.after(pollEvery, l.p, l.poll)
+	if l.polling {
+		return
+	}
+	l.polling = true
+	v := view{}
+	s.do(h, l.p, storeTimeout, false, func() error {
+		for i := range h.w.hosts {
+			r, rev := s.records.alive[i].asOf(s.visible)
+			e, _ := s.records.epoch[i].asOf(s.visible)
+			r.Host, r.Revision, r.Fenced = h.w.hosts[i].id, rev, e.Fenced
+			v.alive, v.epoch = append(v.alive, r), append(v.epoch, e)
+		}
+		for i := range h.w.vms {
+			run, _ := s.records.run[i].asOf(s.visible)
+			v.run = append(v.run, run)
+		}
+		for i := range s.records.move {
+			m, _ := s.records.move[i].last()
+			v.move = append(v.move, m)
+		}
+		return nil
+	}, func(err error) {
+		l.polling = false
+		if err == nil {
+			l.act(v)
+		}
+	})
+}
+
+func (l *leader) act(v view) {
+	h := l.a.h
+	now := h.now()
+	for i, r := range v.alive {
+		if v.epoch[i].Epoch == 0 {
+			continue
+		}
+		seen := now
+		if defect.Seeded.StoredTime() && r.Revision != 0 {
+			seen = now - max(0, now+h.clock.wall-r.wall)
+		}
+		l.obs.Saw(r.Renewal, seen)
+	}
+	life := make([]ha.Life, len(h.w.hosts))
+	for _, f := range l.obs.Look(now) {
+		i := hostIndex(f.Host)
+		switch f.Standing {
+		case authority.Up:
+			life[i] = ha.Living
+			if defect.Seeded.LeaseTrusted() && h.w.hosts[i].leaseGone > h.w.now {
+				l.fence(i, f)
+			}
+		case authority.Fenced:
+			life[i] = ha.Dead
+		case authority.Blocked:
+			life[i] = ha.Silent
+			h.w.blocked(l, i, f)
+		case authority.Silent:
+			life[i] = ha.Silent
+			l.fence(i, f)
+		}
+	}
+	if defect.Seeded.CachedRestarts() {
+		if len(l.cache) == 0 || h.w.chance(5) {
+			l.cache = v.run
+		}
+		v.run = l.cache
+	}
+	for i := range v.run {
+		l.recover(h.w.vms[i], v, life)
+	}
+}
+
+// fence ends a silent host's epoch.
+func (l *leader) fence(i int, f authority.Finding) {
+	h, s := l.a.h, l.a.h.w.etcd
+	done := false
+	s.do(h, l.p, storeTimeout, true, func() error {
+		e, _ := s.records.epoch[i].last()
+		err := s.records.fence(h.i, l.term, i, f.Revision)
+		if err == nil && !e.Fenced && !done {
+			done = true
+			h.w.fenced(i, f.Why)
+		}
+		return err
+	}, func(error) {})
+}
+
+// recover does what is to be done about one VM.
+func (l *leader) recover(vm *vm, v view, life []ha.Life) {
+	run := v.run[vm.i]
+	owner := hostIndex(run.Owner)
+	if owner < 0 {
+		return
+	}
+	c := ha.Case{Run: run, Owner: life[owner], Heir: ha.Living}
+	heir := hostIndex(run.Heir.Host)
+	if heir >= 0 {
+		c.Heir = life[heir]
+		if e := v.epoch[heir]; e.Boot != run.Heir.BootID {
+			c.Heir = ha.Dead
+		}
+		c.HeirDiscarded = l.discarded[run.Heir.Migration]
+	}
+	d := ha.Decide(c)
+	switch d.Kind {
+	case ha.Restart, ha.Release:
+		l.reassign(vm, run, d, c, heir, v, life)
+	case ha.AskDiscard:
+		l.askDiscard(vm, run)
+	case ha.TellOwner:
+		l.tellOwner(run)
+	case ha.Leave, ha.Wait:
+	}
+}
+
+// reassign gives a VM whose owner is dead a new one, if some living host has room.
+func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case, heir int, v view, life []ha.Life) {
+	h, s := l.a.h, l.a.h.w.etcd
+	used := make([]int, len(h.w.hosts))
+	for i, r := range v.run {
+		if o := hostIndex(r.Owner); o >= 0 && r.Wanted == inventory.PowerOn {
+			used[o] += h.w.vms[i].memory
+		}
+	}
+	best := -1
+	for i, at := range life {
+		if free := h.w.hosts[i].memory - used[i]; at == ha.Living && free >= vm.memory && (best < 0 || free > h.w.hosts[best].memory-used[best]) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return
+	}
+	var dead []int
+	if c.Owner == ha.Dead {
+		dead = append(dead, hostIndex(run.Owner))
+	}
+	done := false
+	s.do(h, l.p, storeTimeout, true, func() error {
+		return s.records.reassign(h.i, l.term, vm.i, dead, func(now *inventory.VMRun, place *inventory.VMPlace) error {
+			if *now != run && !defect.Seeded.CachedRestarts() {
+				return errConflict
+			}
+			if heir >= 0 && !c.HeirDiscarded {
+				if e, _ := s.records.epoch[heir].last(); !e.Fenced && e.Boot == run.Heir.BootID && !defect.Seeded.HeirIgnored() {
+					return errConflict // it has come back meanwhile
+				}
+			}
+			from := now.Owner
+			now.Owner, now.Generation, now.Heir = h.w.hosts[best].id, d.Generation, inventory.Heir{}
+			if defect.Seeded.CachedRestarts() {
+				now.Wanted = run.Wanted
+			}
+			if d.Kind == ha.Restart {
+				place.Restart = inventory.Restart{Generation: d.Generation, From: from, Why: "its host is dead"}
+			}
+			if !done {
+				done = true
+				h.w.say("leader", "gives %s of %s to %s with generation %d: %s", vm.id, from, now.Owner, d.Generation, d.Kind)
+			}
+			return nil
+		})
+	}, func(error) {})
+}
+
+func (l *leader) askDiscard(*vm, inventory.VMRun) {}
+func (l *leader) tellOwner(inventory.VMRun)       {}

@@ -1,0 +1,5 @@
+package sim
+
+type source struct{}
+
+func (s *source) short() {}

@@ -1,0 +1,6 @@
+package sim
+
+type target struct{}
+
+func (t *target) short()       {}
+func (a *agent) restoreMoves() {}
