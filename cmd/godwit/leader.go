@@ -7,8 +7,10 @@ import (
 )
 
 // leaderLoops returns what makes the loops of a term, one line for each.
-func leaderLoops(_ *agent.Agent, _ *hostConfig, _ roleRun) func(*store.Term) []cluster.Loop {
+func leaderLoops(a *agent.Agent, _ *hostConfig, r roleRun) func(*store.Term) []cluster.Loop {
 	return func(*store.Term) []cluster.Loop {
-		return nil
+		return []cluster.Loop{
+			&cluster.Upkeep{Store: a.Store, Event: a.Keeper().Event, Log: r.log},
+		}
 	}
 }

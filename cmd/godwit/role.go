@@ -112,7 +112,7 @@ func runStore(ctx context.Context, c *hostConfig, r roleRun) error {
 		Name: string(c.Host), Dir: filepath.Join(c.dir, "store"),
 		ClientURL: "https://" + net.JoinHostPort(c.Address, portStore), PeerURL: "https://" + net.JoinHostPort(c.Address, portStorePeer),
 		CAFile: filepath.Join(c.pki(), peer.CACertificateFile), CertFile: filepath.Join(c.pki(), peer.CertificateFile),
-		KeyFile: filepath.Join(c.pki(), peer.KeyFile), Proofs: proofs,
+		KeyFile: filepath.Join(c.pki(), peer.KeyFile), Proofs: proofs, Quota: r.set.StoreQuota,
 		Ready: func(endpoint string) {
 			r.log.LogAttrs(ctx, slog.LevelInfo, "store answers", slog.String("endpoint", endpoint))
 			beat.Go(func() error {
@@ -214,6 +214,9 @@ func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, r
 	for {
 		r.line.Starting("waits for the store at " + strings.Join(c.Endpoints, ", "))
 		s, err := store.Open(ctx, store.Config{Endpoints: c.Endpoints, TLS: identity.StoreTLS()})
+		if err == nil {
+			openFull(ctx, s, r.log)
+		}
 		if err == nil || !fault.Is(err, fault.Unavailable) {
 			if err == nil && c.Member {
 				err = s.InitCluster(ctx, c.Cluster)
@@ -226,6 +229,18 @@ func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, r
 			return nil, ctx.Err()
 		case <-time.After(200 * time.Millisecond):
 		}
+	}
+}
+
+// openFull rescues a store that takes no writes: no agent could start on it, and without an agent nobody leads who would rescue it.
+func openFull(ctx context.Context, s *store.Store, log *slog.Logger) {
+	h, err := s.Health(ctx)
+	if err != nil || !h.NoSpace() {
+		return // what is wrong is said by whoever uses it next
+	}
+	log.LogAttrs(ctx, slog.LevelError, "the store is full and takes no writes: it is rescued", slog.String("full", h.FullText()))
+	if err := s.Rescue(ctx); err != nil {
+		log.LogAttrs(ctx, slog.LevelError, "the store stays full", slog.Any("err", err))
 	}
 }
 

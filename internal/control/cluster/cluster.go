@@ -46,6 +46,7 @@ func Run(ctx context.Context, c Config) error {
 		if err != nil {
 			if ctx.Err() == nil {
 				c.Log.LogAttrs(ctx, slog.LevelDebug, "no election", slog.Any("err", err))
+				rescueWithoutLeader(ctx, c.Store, err, c.Log)
 			}
 			rest(ctx, againAfter)
 			continue

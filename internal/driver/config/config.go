@@ -34,6 +34,7 @@ type Config struct {
 	Binary      string                // QEMU; empty: the installed one
 	User        string                // that VMs run as when the agent is root; empty: the agent's own
 	Cache       string                // results of probes
+	StoreQuota  inventory.Bytes       // how large the store's file may become
 	SocketGroup string                // whose members may use the agent's socket; empty: nobody's
 	Limits      Limits
 	Authority   Authority
@@ -164,6 +165,7 @@ var settings = slices.Concat([]Setting{
 		Key: "socket-group", Usage: "group whose members may use the agent's socket as administrators; empty: only root and the agent's own user",
 		set: word(func(c *Config) *string { return &c.SocketGroup }),
 	},
+	bytes("store-quota", "512M", "how large the store's file on this host may become; the same on all hosts that carry the store", 64<<20, 8<<30, func(c *Config) *inventory.Bytes { return &c.StoreQuota }),
 	{Key: "log-format", Default: "text", Usage: "form of the log on standard error: text or json", set: oneOf(func(c *Config) *string { return &c.LogFormat }, "text", "json")},
 	{Key: "log-level", Default: "info", Usage: "what is logged: debug, info, warn or error", set: level(func(c *Config, l slog.Level) { c.LogLevel = l })},
 	{

@@ -26,6 +26,8 @@ const (
 	rootAlive = "/godwit-alive/"
 	// keyLeader is the root of the election, whose keys are etcd's own.
 	keyLeader = "/godwit-leader"
+	// keyFull is there while nothing new is taken, and says why in plain text: every write that adds compares that it is not.
+	keyFull = "/godwit-full"
 )
 
 // The parts of objects.

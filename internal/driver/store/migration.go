@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"slices"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -11,8 +12,11 @@ import (
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
-// MigrationsKept is how many migrations that are over stay in the store; the oldest go when there are more.
-const MigrationsKept = 1000
+// MigrationsKept is how many migrations that are over stay in the store, MigrationAgeMax how long; the oldest go when there are more.
+const (
+	MigrationsKept  = 1000
+	MigrationAgeMax = 90 * 24 * time.Hour
+)
 
 // pruneBatch bounds the operations of one pruning transaction (etcd allows 128 in one).
 const pruneBatch = 60
@@ -213,25 +217,26 @@ func (w *Writer) PutMigrationStatus(ctx context.Context, id inventory.MigrationI
 	}
 	if status.Phase.Final() {
 		// What could not be forgotten now is forgotten after the next migration; this one's status is written.
-		_ = w.forgetOldMigrations(ctx)
+		if count, err := w.s.get(ctx, rootMigration, clientv3.WithPrefix(), clientv3.WithCountOnly()); err == nil && count.Count > 2*int64(w.s.migrationsKept) { // two keys each
+			_ = w.forgetOldMigrations(ctx, time.Now())
+		}
 	}
 	return nil
 }
 
-// forgetOldMigrations removes the migrations that ended first, beyond the number that is kept.
-func (w *Writer) forgetOldMigrations(ctx context.Context) error {
-	count, err := w.s.get(ctx, rootMigration, clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil || count.Count <= 2*int64(w.s.migrationsKept) { // two keys each
-		return err
-	}
+// forgetOldMigrations removes the migrations that ended first, beyond the number that is kept, and those that are too old.
+func (w *Writer) forgetOldMigrations(ctx context.Context, now time.Time) error {
 	all, err := w.s.Migrations(ctx)
 	if err != nil {
 		return err
 	}
 	over := slices.DeleteFunc(all, func(m inventory.Migration) bool { return !m.Status.Phase.Final() })
 	slices.SortStableFunc(over, func(a, b inventory.Migration) int { return a.Status.Ended.Compare(b.Status.Ended) })
-	old := over[:max(0, len(over)-w.s.migrationsKept)]
-	for batch := range slices.Chunk(old, pruneBatch) {
+	old := max(0, len(over)-w.s.migrationsKept)
+	for old < len(over) && !over[old].Status.Ended.IsZero() && now.Sub(over[old].Status.Ended) > MigrationAgeMax {
+		old++
+	}
+	for batch := range slices.Chunk(over[:old], pruneBatch) {
 		var ops []clientv3.Op
 		for _, m := range batch {
 			ops = append(ops, clientv3.OpDelete(keyMigration(m.ID, ""), clientv3.WithPrefix()))

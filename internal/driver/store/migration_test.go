@@ -84,7 +84,7 @@ func TestOldestFinishedMigrationsAreForgotten(t *testing.T) {
 	must(t, w.CreateVM(t.Context(), aVM("vm-a", "web-1")))
 	must(t, w.CreateVM(t.Context(), aVM("vm-b", "web-2")))
 	must(t, w.CreateMigration(t.Context(), aMigration("mig-running", "vm-b")))
-	began := time.Unix(1_700_000_000, 0)
+	began := time.Now().Add(-time.Hour)
 	for i := range 6 {
 		id := inventory.MigrationID(fmt.Sprintf("mig-%d", i))
 		must(t, w.CreateMigration(t.Context(), aMigration(id, "vm-a")))
@@ -98,6 +98,10 @@ func TestOldestFinishedMigrationsAreForgotten(t *testing.T) {
 	}
 	if got := strings.Join(left, " "); got != "mig-running mig-3 mig-4 mig-5" {
 		t.Errorf("left are %s", got)
+	}
+	must(t, w.Forget(t.Context(), began.Add(store.MigrationAgeMax+4*time.Minute+time.Second)))
+	if all, err = s.Migrations(t.Context()); err != nil || len(all) != 2 {
+		t.Errorf("of all ages are left %v (%v)", all, err)
 	}
 }
 

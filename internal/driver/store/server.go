@@ -17,13 +17,14 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // The bounds of the embedded member. They fit an inventory of some 10,000 VMs and keep the process small: etcd's own
 // defaults are made for a Kubernetes cluster.
 const (
 	quotaBytes          = 512 << 20 // the store refuses writes beyond it
-	historyKept         = "1h"      // older revisions are compacted
+	historyKept         = "1h"      // older revisions are compacted by etcd itself; the leader does that long before (control/cluster)
 	snapshotEvery       = 2000      // transactions
 	catchUpEntries      = 500       // raft entries kept in memory for a slow member
 	defragmentMegabytes = 64        // free at start: then the file is shrunk
@@ -47,6 +48,8 @@ type ServerConfig struct {
 	CRLFile string
 	// LogFile gets etcd's own warnings and errors as JSON lines; empty: stderr.
 	LogFile string
+	// Quota is how large the member's file may become; 0: 512 MiB. All members of a store have the same.
+	Quota inventory.Bytes
 	// Ready is called once with the URL that clients can dial, when the member answers. It may be nil.
 	Ready func(endpoint string)
 	// Proofs is closed upon by Serve's loop: whoever sends a channel there gets it closed while the loop runs. It may be nil.
@@ -218,6 +221,9 @@ func (cfg ServerConfig) etcd(removed *atomic.Bool) (*embed.Config, error) {
 	}
 
 	conf.QuotaBackendBytes = quotaBytes
+	if cfg.Quota > 0 {
+		conf.QuotaBackendBytes = int64(cfg.Quota)
+	}
 	conf.AutoCompactionMode, conf.AutoCompactionRetention = embed.CompactorModePeriodic, historyKept
 	conf.SnapshotCount, conf.SnapshotCatchUpEntries = snapshotEvery, catchUpEntries
 	conf.BootstrapDefragThresholdMegabytes = defragmentMegabytes

@@ -24,6 +24,9 @@
 //	/godwit/task/ID/spec|status         the host that does the work
 //	/godwit/event/ID                    the host that saw it, once; ids sort by time
 //	/godwit/request/KEY                 the host that executes the call of that idempotency key
+//	/godwit-alive/H                     the host's own agent, every second
+//	/godwit-leader/...                  etcd's election
+//	/godwit-full                        the leader, while nothing new is taken (upkeep.go)
 //
 // # Versions
 //
@@ -81,6 +84,7 @@ type Config struct {
 // Store reads the inventory. Make one with Open.
 type Store struct {
 	client         *clientv3.Client
+	config         Config
 	failure        *lastFailure
 	migrationsKept int
 	tasksKept      int
@@ -107,7 +111,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
-	s := &Store{client: client, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, requestsKept: RequestsKept}
+	s := &Store{client: client, config: cfg, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, requestsKept: RequestsKept}
 	if _, err := s.get(ctx, keyCluster); err != nil {
 		_ = client.Close() // it never worked; err says why
 		return nil, err
@@ -158,7 +162,7 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	}
 	switch code := status.Code(err); {
 	case strings.Contains(text, "database space exceeded"):
-		return fault.New(fault.NoResources, "store %s is full: see godwit store dump for what fills it, then compact and defragment it", where)
+		return fault.New(fault.NoResources, "store %s is full and takes no writes until the leader has made room: see godwit cluster info", where)
 	case code == codes.InvalidArgument, code == codes.FailedPrecondition:
 		return fault.New(fault.Internal, "store %s: %w", where, err)
 	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:

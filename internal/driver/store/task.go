@@ -243,8 +243,8 @@ func (s *Store) followFrom(ctx context.Context, revision int64, next func(invent
 	return revision, nil
 }
 
-// Forget removes what is too old, or too much: ended tasks, events and requests. Tasks that have not ended stay, whatever their age,
-// for their host to end them.
+// Forget removes what is too old, or too much: ended tasks, events, requests, migrations that are over, and expired tokens. Tasks and
+// migrations that have not ended stay, whatever their age, for their hosts to end them.
 func (w *Writer) Forget(ctx context.Context, now time.Time) error {
 	var keys []string
 	tasks, err := w.s.Tasks(ctx)
@@ -288,5 +288,9 @@ func (w *Writer) Forget(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	return nil
+	if err := w.forgetOldMigrations(ctx, now); err != nil {
+		return err
+	}
+	_, err = w.forgetOldTokens(ctx)
+	return err
 }

@@ -110,7 +110,7 @@ func absent(key string) clientv3.Cmp { return unchanged(key, 0) }
 
 // commit runs a transaction under the writer's epoch. It returns false when one of the caller's comparisons failed, and
 // ErrEpochOver when the epoch did. The epoch is compared by the revision of its key, which is read at the first use and
-// again after a failed comparison.
+// again after a failed comparison. When the store is almost full, what adds to it is fault.NoResources (upkeep.go, adds).
 func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv3.Op) (bool, error) {
 	key := keyHost(w.host, partEpoch)
 	for range attemptsMax {
@@ -124,6 +124,11 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 			guarded = append(guarded, w.term.stands())
 			otherwise = append(otherwise, clientv3.OpGet(w.term.key))
 		}
+		adding := adds(ops)
+		if adding {
+			guarded = append(guarded, absent(keyFull))
+			otherwise = append(otherwise, clientv3.OpGet(keyFull))
+		}
 		resp, err := w.s.txn(ctx, guarded, ops, otherwise)
 		if err != nil {
 			return false, err
@@ -133,6 +138,9 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 		}
 		if w.term != nil && !w.term.in(resp.Responses[1].GetResponseRange().GetKvs()) {
 			return false, w.term.over()
+		}
+		if kvs := resp.Responses[len(otherwise)-1].GetResponseRange().GetKvs(); adding && len(kvs) == 1 {
+			return false, refusal(kvs[0].GetValue())
 		}
 		kvs := resp.Responses[0].GetResponseRange().GetKvs()
 		if len(kvs) == 1 && kvs[0].GetModRevision() == revision {
