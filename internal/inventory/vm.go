@@ -119,6 +119,9 @@ type VMRun struct {
 	Generation Generation
 	Heir       Heir
 	Wanted     Power // what the user wants; the owner brings it about
+	// Restored is the generation that the VM had in the backup which the store was restored from; 0: nothing of that is open any more. While it
+	// stands the owner may be another host, which a lock record beyond that generation names.
+	Restored Generation
 }
 
 // Heir is who takes the VM over in a running migration. While one stands nobody else may start the VM.

@@ -142,6 +142,7 @@ func VMRun(r inventory.VMRun) *godwitv1.VMRun {
 		Owner:      string(r.Owner),
 		Generation: uint64(r.Generation),
 		Wanted:     power(r.Wanted),
+		Restored:   uint64(r.Restored),
 	}
 	if !r.Heir.IsZero() {
 		m.Heir = &godwitv1.Heir{
@@ -165,7 +166,8 @@ func FromVMRun(m *godwitv1.VMRun) inventory.VMRun {
 			Migration:  inventory.MigrationID(m.GetHeir().GetMigration()),
 			BootID:     m.GetHeir().GetBootId(),
 		},
-		Wanted: fromPower(m.GetWanted()),
+		Wanted:   fromPower(m.GetWanted()),
+		Restored: inventory.Generation(m.GetRestored()),
 	}
 }
 

@@ -1612,6 +1612,7 @@ type VMRun struct {
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	Heir          *Heir                  `protobuf:"bytes,3,opt,name=heir,proto3" json:"heir,omitempty"`
 	Wanted        Power                  `protobuf:"varint,4,opt,name=wanted,proto3,enum=godwit.v1.Power" json:"wanted,omitempty"`
+	Restored      uint64                 `protobuf:"varint,15,opt,name=restored,proto3" json:"restored,omitempty"` // generation in the backup that the record was restored from, until an agent has settled who has the VM
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1672,6 +1673,13 @@ func (x *VMRun) GetWanted() Power {
 		return x.Wanted
 	}
 	return Power_POWER_UNSPECIFIED
+}
+
+func (x *VMRun) GetRestored() uint64 {
+	if x != nil {
+		return x.Restored
+	}
+	return 0
 }
 
 type Heir struct {
@@ -2504,9 +2512,10 @@ type Epoch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	BootId        string                 `protobuf:"bytes,2,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	Fences        uint64                 `protobuf:"varint,3,opt,name=fences,proto3" json:"fences,omitempty"` // how often the host was fenced
-	Fenced        bool                   `protobuf:"varint,4,opt,name=fenced,proto3" json:"fenced,omitempty"` // since its agent's last start
-	Why           string                 `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`        // it was fenced
+	Fences        uint64                 `protobuf:"varint,3,opt,name=fences,proto3" json:"fences,omitempty"`      // how often the host was fenced
+	Fenced        bool                   `protobuf:"varint,4,opt,name=fenced,proto3" json:"fenced,omitempty"`      // since its agent's last start
+	Why           string                 `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`             // it was fenced
+	Restored      bool                   `protobuf:"varint,15,opt,name=restored,proto3" json:"restored,omitempty"` // from a backup, since its agent's last start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2574,6 +2583,13 @@ func (x *Epoch) GetWhy() string {
 		return x.Why
 	}
 	return ""
+}
+
+func (x *Epoch) GetRestored() bool {
+	if x != nil {
+		return x.Restored
+	}
+	return false
 }
 
 // Alive is a host's last renewal of its authority.
@@ -3733,14 +3749,15 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"HostDevice\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x8c\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xa8\x01\n" +
 	"\x05VMRun\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12#\n" +
 	"\x04heir\x18\x03 \x01(\v2\x0f.godwit.v1.HeirR\x04heir\x12(\n" +
-	"\x06wanted\x18\x04 \x01(\x0e2\x10.godwit.v1.PowerR\x06wanted\"q\n" +
+	"\x06wanted\x18\x04 \x01(\x0e2\x10.godwit.v1.PowerR\x06wanted\x12\x1a\n" +
+	"\brestored\x18\x0f \x01(\x04R\brestored\"q\n" +
 	"\x04Heir\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1e\n" +
 	"\n" +
@@ -3814,13 +3831,14 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
-	"\aused_by\x18\x04 \x01(\tR\x06usedBy\"x\n" +
+	"\aused_by\x18\x04 \x01(\tR\x06usedBy\"\x94\x01\n" +
 	"\x05Epoch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x16\n" +
 	"\x06fences\x18\x03 \x01(\x04R\x06fences\x12\x16\n" +
 	"\x06fenced\x18\x04 \x01(\bR\x06fenced\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03why\"n\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x1a\n" +
+	"\brestored\x18\x0f \x01(\bR\brestored\"n\n" +
 	"\x05Alive\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12/\n" +
 	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05lease\x12\x18\n" +

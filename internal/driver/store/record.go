@@ -81,7 +81,7 @@ func vmPointer(id inventory.VMID) *godwitv1.VM    { return &godwitv1.VM{Id: stri
 func fromVMPointer(m *godwitv1.VM) inventory.VMID { return inventory.VMID(m.GetId()) }
 
 func fromEpochMessage(m *godwitv1.Epoch) Epoch {
-	return Epoch{Epoch: m.GetEpoch(), BootID: m.GetBootId(), Fences: m.GetFences(), Fenced: m.GetFenced(), Why: m.GetWhy()}
+	return Epoch{Epoch: m.GetEpoch(), BootID: m.GetBootId(), Fences: m.GetFences(), Fenced: m.GetFenced(), Why: m.GetWhy(), Restored: m.GetRestored()}
 }
 
 func aliveMessage(r inventory.Renewal) *godwitv1.Alive {
@@ -101,7 +101,7 @@ func fromMigrationPointer(m *godwitv1.Migration) inventory.MigrationID {
 }
 
 func epochMessage(e Epoch) *godwitv1.Epoch {
-	return &godwitv1.Epoch{Epoch: e.Epoch, BootId: e.BootID, Fences: e.Fences, Fenced: e.Fenced, Why: e.Why}
+	return &godwitv1.Epoch{Epoch: e.Epoch, BootId: e.BootID, Fences: e.Fences, Fenced: e.Fenced, Why: e.Why, Restored: e.Restored}
 }
 
 // stored is a record as it was read: what a write starts from. One that was not there has no message.

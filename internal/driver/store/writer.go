@@ -19,6 +19,9 @@ const attemptsMax = 16
 // meantime. Whoever gets it acts for nobody any more: it must stop, not retry. The kind is fault.Conflict.
 var ErrEpochOver = errors.New("its epoch is over")
 
+// ErrRestored is on the path beside ErrEpochOver when the store was restored from a backup: nobody has declared the host dead.
+var ErrRestored = errors.New("the store was restored from a backup: start godwit on this host again")
+
 // Epoch is what a host's epoch key holds.
 type Epoch struct {
 	Epoch  uint64 // counts the starts of its agent, and fences
@@ -26,6 +29,9 @@ type Epoch struct {
 	Fences uint64 // counts the times that the host was fenced
 	Fenced bool   // it was fenced since its agent's last start
 	Why    string // of the last fence
+	// Restored says that the record comes from a backup, and the host's agent has not started since: others may have been given its VMs in
+	// between, which only the lock records on the datastores know.
+	Restored bool
 }
 
 // Writer changes the inventory on behalf of one start of one host's agent. Make one with Store.As.
@@ -184,6 +190,9 @@ func (w *Writer) learnEpoch(kvs []*mvccpb.KeyValue) error {
 	if rec.value.Epoch != w.epoch {
 		if rec.value.Fenced {
 			return fault.New(fault.Conflict, "epoch %d of host %s: %w: the host was fenced: %s", w.epoch, w.host, ErrEpochOver, rec.value.Why)
+		}
+		if rec.value.Restored {
+			return fault.New(fault.Conflict, "epoch %d of host %s: %w: %w (now epoch %d)", w.epoch, w.host, ErrEpochOver, ErrRestored, rec.value.Epoch)
 		}
 		return fault.New(fault.Conflict, "epoch %d of host %s: %w: its agent was started again (now epoch %d)",
 			w.epoch, w.host, ErrEpochOver, rec.value.Epoch)
