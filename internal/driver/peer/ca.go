@@ -163,11 +163,15 @@ func (ca *CA) issue(key any, host inventory.HostID, addresses []string) ([]byte,
 		ips = append(ips, ip)
 	}
 	now := time.Now()
+	end := now.Add(HostLifetime)
+	if end.After(ca.certificate.NotAfter) {
+		end = ca.certificate.NotAfter // nobody trusts it for longer
+	}
 	template := &x509.Certificate{
 		SerialNumber: serial(),
 		Subject:      pkix.Name{CommonName: string(host), Organization: []string{organ}},
 		NotBefore:    now.Add(-clockSkewMax),
-		NotAfter:     now.Add(HostLifetime),
+		NotAfter:     end,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		DNSNames:     []string{string(host)},

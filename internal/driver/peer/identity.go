@@ -26,14 +26,14 @@ const (
 	KeyFile           = "host.key"
 )
 
-// Identity is what a host proves to others who it is with, and knows them by. It does not change and any goroutine may
-// use it.
+// Identity is what a host proves to others who it is with, and knows them by. Who that is does not change; its certificate does, when this
+// process or another of the host rotates it (rotate.go). Any goroutine may use it.
 type Identity struct {
-	cluster     string
-	host        inventory.HostID
-	certificate tls.Certificate // the host's, followed by the CA's for hosts that join
-	ca          *x509.Certificate
-	roots       *x509.CertPool
+	cluster string
+	host    inventory.HostID
+	ca      *x509.Certificate
+	roots   *x509.CertPool
+	shown   shown
 }
 
 // Cluster returns the name of the cluster.
@@ -46,7 +46,10 @@ func (id *Identity) Host() inventory.HostID { return id.host }
 func (id *Identity) CA() []byte { return id.ca.Raw }
 
 // Expires returns when the host's certificate ends.
-func (id *Identity) Expires() time.Time { return id.certificate.Leaf.NotAfter }
+func (id *Identity) Expires() time.Time { return id.shown.certificate(id).Leaf.NotAfter }
+
+// CAExpires returns when the certificate of the cluster's CA ends, and with it every other.
+func (id *Identity) CAExpires() time.Time { return id.ca.NotAfter }
 
 // Init makes a cluster's CA and the identity of its first host in the directory. addresses are the IP addresses at which
 // the host's store is dialled. A directory that has an identity is fault.Exists and left as it is.
@@ -127,7 +130,10 @@ func (r *Request) Save(dir string, ca, certificate []byte) (*Identity, error) {
 	if err := writeCertificate(filepath.Join(dir, CACertificateFile), ca); err != nil {
 		return nil, err
 	}
-	return id, writeCertificate(filepath.Join(dir, CertificateFile), certificate)
+	if err := writeCertificate(filepath.Join(dir, CertificateFile), certificate); err != nil {
+		return nil, err
+	}
+	return id, id.shown.follow(dir)
 }
 
 // Load reads the identity of a directory. A host that belongs to no cluster is fault.NotFound, and a certificate that is
@@ -145,11 +151,15 @@ func Load(dir string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := readKey(filepath.Join(dir, KeyFile))
+	key, err := readKeyOf(dir, certificate)
 	if err != nil {
 		return nil, err
 	}
-	return newIdentity(ca, certificate.Raw, key)
+	id, err := newIdentity(ca, certificate.Raw, key)
+	if err != nil {
+		return nil, err
+	}
+	return id, id.shown.follow(dir)
 }
 
 func newIdentity(ca *x509.Certificate, certificate []byte, key *ecdsa.PrivateKey) (*Identity, error) {
@@ -170,13 +180,10 @@ func newIdentity(ca *x509.Certificate, certificate []byte, key *ecdsa.PrivateKey
 	if _, err := leaf.Verify(options); err != nil {
 		return nil, fault.New(fault.Denied, "certificate of host %s: %w: check the clock, or join the host again", host, err)
 	}
-	return &Identity{
-		cluster:     cluster,
-		host:        host,
-		certificate: tls.Certificate{Certificate: [][]byte{certificate, ca.Raw}, PrivateKey: key, Leaf: leaf},
-		ca:          ca,
-		roots:       roots,
-	}, nil
+	id := &Identity{cluster: cluster, host: host, ca: ca, roots: roots}
+	// The CA's certificate goes along for hosts that join.
+	id.shown.now.Store(&tls.Certificate{Certificate: [][]byte{certificate, ca.Raw}, PrivateKey: key, Leaf: leaf})
+	return id, nil
 }
 
 func readPEM(path, kind string) ([]byte, error) {

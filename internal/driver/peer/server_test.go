@@ -131,13 +131,14 @@ func TestHandshakesThatAreRefused(t *testing.T) {
 		"TLS 1.2":      func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 },
 		"unknown ALPN": func(c *tls.Config) { c.NextProtos = []string{"http/1.1"} },
 		"no ALPN":      func(c *tls.Config) { c.NextProtos = nil },
-		"foreign CA":   func(c *tls.Config) { c.Certificates = newCluster(t, "alps").join(t, "host-2").StoreTLS().Certificates },
+		"foreign CA":   func(c *tls.Config) {
+			c.GetClientCertificate = newCluster(t, "alps").join(t, "host-2").StoreTLS().GetClientCertificate
+		},
 		"foreign name": func(c *tls.Config) {
-			pair := newCluster(t, "andes").join(t, "host-2").StoreTLS().Certificates[0]
-			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+			c.GetClientCertificate = newCluster(t, "andes").join(t, "host-2").StoreTLS().GetClientCertificate
 		},
 		"stream without certificate": func(c *tls.Config) {
-			c.Certificates, c.NextProtos = nil, []string{"godwit-stream/1"}
+			c.GetClientCertificate, c.NextProtos = nil, []string{"godwit-stream/1"}
 		},
 	} {
 		conf := good()
@@ -179,7 +180,9 @@ func TestStrangerMayJoinAndNothingElse(t *testing.T) {
 // A server that shows the right CA, but has no certificate signed by it, is found out.
 func TestJoinIsNotFooledByABorrowedCA(t *testing.T) {
 	c, liar := newCluster(t, "alps"), newCluster(t, "alps")
-	pair := liar.first.StoreTLS().Certificates[0]
+	shown, err := liar.first.StoreTLS().GetClientCertificate(nil)
+	must(t, err)
+	pair := *shown
 	pair.Certificate = [][]byte{pair.Certificate[0], c.first.CA()}
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13})
 	must(t, err)

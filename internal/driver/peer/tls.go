@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -20,7 +21,7 @@ const (
 // certificate that is shown must be good.
 func (id *Identity) serverTLS() *tls.Config {
 	return &tls.Config{
-		Certificates:           []tls.Certificate{id.certificate},
+		GetCertificate:         id.serverCertificate,
 		ClientCAs:              id.roots,
 		ClientAuth:             tls.VerifyClientCertIfGiven,
 		MinVersion:             tls.VersionTLS13,
@@ -39,11 +40,11 @@ func (id *Identity) serverTLS() *tls.Config {
 // clientTLS connects to that host and no other: the name is checked as DNS name by TLS itself and as URI here.
 func (id *Identity) clientTLS(host inventory.HostID, proto string) *tls.Config {
 	return &tls.Config{
-		Certificates: []tls.Certificate{id.certificate},
-		RootCAs:      id.roots,
-		ServerName:   string(host),
-		MinVersion:   tls.VersionTLS13,
-		NextProtos:   []string{proto},
+		GetClientCertificate: id.clientCertificate,
+		RootCAs:              id.roots,
+		ServerName:           string(host),
+		MinVersion:           tls.VersionTLS13,
+		NextProtos:           []string{proto},
 		VerifyConnection: func(state tls.ConnectionState) error {
 			got, err := id.verifiedHost(state)
 			if err == nil && got != host {
@@ -57,9 +58,9 @@ func (id *Identity) clientTLS(host inventory.HostID, proto string) *tls.Config {
 // StoreTLS returns the client side of the connection to the store, which is dialled by IP address.
 func (id *Identity) StoreTLS() *tls.Config {
 	return &tls.Config{
-		Certificates: []tls.Certificate{id.certificate},
-		RootCAs:      id.roots,
-		MinVersion:   tls.VersionTLS13,
+		GetClientCertificate: id.clientCertificate,
+		RootCAs:              id.roots,
+		MinVersion:           tls.VersionTLS13,
 	}
 }
 
@@ -93,9 +94,29 @@ func joinTLS(t Token) *tls.Config {
 			roots := x509.NewCertPool()
 			roots.AddCert(ca)
 			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
+			if wrong := clockOff(t.Address, ca, state.PeerCertificates[0]); err != nil && wrong != nil {
+				return wrong
+			}
 			return err
 		},
 	}
+}
+
+// clockOff says that this host's clock lies outside the life of one of the certificates, nil when it does not.
+func clockOff(address string, certificates ...*x509.Certificate) error {
+	now := time.Now()
+	for _, c := range certificates {
+		const form = "2006-01-02 15:04"
+		switch {
+		case now.Before(c.NotBefore):
+			return fault.New(fault.Denied, "the clock of this host says %s UTC, and the certificate of %s is valid from %s UTC on: set the clocks of both hosts, as by NTP, and try again",
+				now.UTC().Format(form), address, c.NotBefore.UTC().Format(form))
+		case now.After(c.NotAfter):
+			return fault.New(fault.Denied, "the clock of this host says %s UTC, and the certificate of %s ended at %s UTC: set the clocks of both hosts, as by NTP, or rotate that certificate with godwit host rotate-certificate",
+				now.UTC().Format(form), address, c.NotAfter.UTC().Format(form))
+		}
+	}
+	return nil
 }
 
 // explainTLS says what a failed handshake means for whoever runs the hosts.

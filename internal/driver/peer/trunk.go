@@ -10,7 +10,7 @@ import (
 // they must outlive the agent. The protocol's name and the other host's are the caller's to add.
 func (id *Identity) TrunkTLS() (server, client *tls.Config) {
 	server = &tls.Config{
-		Certificates: []tls.Certificate{id.certificate}, ClientCAs: id.roots,
+		GetCertificate: id.serverCertificate, ClientCAs: id.roots,
 		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13,
 	}
 	return server, id.StoreTLS()

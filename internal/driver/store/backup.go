@@ -33,16 +33,16 @@ const (
 
 // Manifest says what a backup is of.
 type Manifest struct {
-	Cluster  string                `json:"cluster"`
-	Host     inventory.HostID      `json:"host"`    // that made it
-	Made     time.Time             `json:"made"`    // by that host's clock
-	Version  string                `json:"version"` // of Godwit
-	Etcd     string                `json:"etcd"`
-	Revision int64                 `json:"revision"` // of the store, at least
-	Members  []string              `json:"members"`  // hosts that carried the store
-	VMs      int                   `json:"vms"`
-	CA       string                `json:"ca"`               // the cluster's certificate, PEM
-	CAKey    string                `json:"ca_key,omitempty"` // its private key, PEM; empty: the host did not hold it
+	Cluster  string           `json:"cluster"`
+	Host     inventory.HostID `json:"host"`    // that made it
+	Made     time.Time        `json:"made"`    // by that host's clock
+	Version  string           `json:"version"` // of Godwit
+	Etcd     string           `json:"etcd"`
+	Revision int64            `json:"revision"` // of the store, at least
+	Members  []string         `json:"members"`  // hosts that carried the store
+	VMs      int              `json:"vms"`
+	CA       string           `json:"ca"`               // the cluster's certificate, PEM
+	CAKey    string           `json:"ca_key,omitempty"` // its private key, PEM; empty: the host did not hold it
 }
 
 // Snapshot is one member's data as of one moment.

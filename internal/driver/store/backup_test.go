@@ -227,4 +227,3 @@ func FuzzOpenBackup(f *testing.F) {
 		}
 	})
 }
-

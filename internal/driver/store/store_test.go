@@ -152,7 +152,7 @@ func TestStoreTakesHostsOfItsClusterOnly(t *testing.T) {
 	_, err = store.Open(t.Context(), store.Config{Endpoints: []string{m.endpoint}, TLS: stranger.StoreTLS()})
 	t.Log(want(t, fault.Denied, err))
 	bare := m.identity.StoreTLS()
-	bare.Certificates = nil
+	bare.GetClientCertificate = nil
 	if _, err = store.Open(t.Context(), store.Config{Endpoints: []string{m.endpoint}, TLS: bare}); err == nil {
 		t.Fatal("a client without certificate was let in")
 	}
