@@ -10,6 +10,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -39,10 +40,14 @@ type Config struct {
 // againAfter is the pause before a failed campaign or loop is begun again.
 const againAfter = 500 * time.Millisecond
 
-// Run leads whenever the election says so, until ctx ends.
+// Run leads whenever the election says so, until ctx ends or the host's epoch is over (store.ErrEpochOver): one that was fenced
+// must not keep others from leading.
 func Run(ctx context.Context, c Config) error {
 	for ctx.Err() == nil {
 		term, err := c.Store.Lead(ctx, c.Host, c.Epoch)
+		if errors.Is(err, store.ErrEpochOver) {
+			return err
+		}
 		if err != nil {
 			if ctx.Err() == nil {
 				c.Log.LogAttrs(ctx, slog.LevelDebug, "no election", slog.Any("err", err))
@@ -65,7 +70,12 @@ func (c Config) lead(ctx context.Context, term *store.Term) {
 	for _, l := range c.Loops(term) {
 		all.Go(func() error {
 			for within.Err() == nil {
-				if err := l.Run(within, term); err != nil && within.Err() == nil {
+				err := l.Run(within, term)
+				if over(err) {
+					end()
+					return nil
+				}
+				if err != nil && within.Err() == nil {
 					c.Log.LogAttrs(within, slog.LevelWarn, "loop of the leader begins again", slog.String("loop", l.Name()), slog.Any("err", err))
 				}
 				rest(within, againAfter)
@@ -75,11 +85,11 @@ func (c Config) lead(ctx context.Context, term *store.Term) {
 	}
 	select {
 	case <-term.Over():
-	case <-ctx.Done():
+	case <-within.Done():
 	}
 	end()
 	_ = all.Wait() // they return nil
-	term.End()
+	term.End()     //nolint:contextcheck // ctx may have ended, and the term is given up all the same
 	c.Log.LogAttrs(ctx, slog.LevelInfo, "leads the cluster no longer", slog.Uint64("term", term.Number()))
 }
 

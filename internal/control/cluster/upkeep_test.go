@@ -17,18 +17,18 @@ import (
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
-// startStore starts a real member with a small quota, which ends with the test.
-func startStore(t *testing.T, quota inventory.Bytes) *store.Store {
+// startSmall starts a real member with a small quota, which ends with the test.
+func startSmall(t *testing.T, quota inventory.Bytes) *store.Store {
 	t.Helper()
 	dir := t.TempDir()
 	conf := store.ServerConfig{
 		Name: "host-1", Dir: filepath.Join(dir, "store"), ClientURL: "http://127.0.0.1:0", PeerURL: "http://127.0.0.1:0",
 		LogFile: filepath.Join(dir, "log"), Quota: quota,
 	}
-	stop, endpoint := serve(t, conf)
+	stop, endpoint := serveStore(t, conf)
 	stop() // a member tells others the address that it was given, so it is given one that can be dialled
 	conf.ClientURL = endpoint
-	stop, endpoint = serve(t, conf)
+	stop, endpoint = serveStore(t, conf)
 	t.Cleanup(stop)
 	s, err := store.Open(t.Context(), store.Config{Endpoints: []string{endpoint}})
 	if err != nil {
@@ -38,7 +38,7 @@ func startStore(t *testing.T, quota inventory.Bytes) *store.Store {
 	return s
 }
 
-func serve(t *testing.T, conf store.ServerConfig) (stop func(), endpoint string) {
+func serveStore(t *testing.T, conf store.ServerConfig) (stop func(), endpoint string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan string, 1), make(chan error, 1)
@@ -58,7 +58,7 @@ func serve(t *testing.T, conf store.ServerConfig) (stop func(), endpoint string)
 }
 
 // lead runs the loop as the leader's only one until the test ends, and returns the kinds of the events so far.
-func lead(t *testing.T, s *store.Store, host inventory.HostID) (w *store.Writer, kinds func() []string) {
+func leadUpkeep(t *testing.T, s *store.Store, host inventory.HostID) (w *store.Writer, kinds func() []string) {
 	t.Helper()
 	epoch, _, err := s.NextEpoch(t.Context(), host, "boot")
 	if err != nil {
@@ -114,12 +114,12 @@ func bigVM(i int) inventory.VM {
 // The story: VMs fill the store. At half an alarm, then new VMs are refused in one line, while a host's renewals and a VM's run record go on. VMs
 // are removed, and there is room again. All of it the loop does by itself.
 func TestUpkeepOfAFillingStore(t *testing.T) {
-	s := startStore(t, 8<<20)
+	s := startSmall(t, 8<<20)
 	ctx := t.Context()
 	if err := s.InitCluster(ctx, "test"); err != nil {
 		t.Fatal(err)
 	}
-	w, kinds := lead(t, s, "host-1")
+	w, kinds := leadUpkeep(t, s, "host-1")
 	made := 0
 	var refused error
 	until(t, "the refusal", func() bool {
@@ -158,7 +158,7 @@ func TestUpkeepOfAFillingStore(t *testing.T) {
 func TestUpkeepRescuesAFullStore(t *testing.T) {
 	for _, led := range []bool{true, false} {
 		t.Run(fmt.Sprintf("led=%v", led), func(t *testing.T) {
-			s := startStore(t, 6<<20)
+			s := startSmall(t, 6<<20)
 			ctx := t.Context()
 			if err := s.InitCluster(ctx, "test"); err != nil {
 				t.Fatal(err)

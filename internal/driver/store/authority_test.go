@@ -54,27 +54,6 @@ func TestFenceAndReassign(t *testing.T) {
 	want(t, fault.Conflict, err)
 }
 
-// A leader that another one has followed can change nothing, whether it knows it or not.
-func TestTermOver(t *testing.T) {
-	s, first := start(t)
-	second := writer(t, s, "host-2")
-	old, err := s.Lead(t.Context(), "host-1", first.Epoch())
-	must(t, err)
-	if h, err := s.Leader(t.Context()); err != nil || h != "host-1" {
-		t.Errorf("leader %s, %v", h, err)
-	}
-	old.End()
-	term, err := s.Lead(t.Context(), "host-2", second.Epoch())
-	must(t, err)
-	defer term.End()
-	if term.Number() <= old.Number() {
-		t.Errorf("terms %d and then %d", old.Number(), term.Number())
-	}
-	if err := old.Fence(t.Context(), "host-2", 0, "late"); !errors.Is(err, store.ErrTermOver) {
-		t.Errorf("an old leader fenced: %v", err)
-	}
-}
-
 func renewal(t *testing.T, s *store.Store, host inventory.HostID) inventory.Renewal {
 	t.Helper()
 	all, err := s.Renewals(t.Context())

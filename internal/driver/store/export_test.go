@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"testing"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -14,4 +15,23 @@ func (w *Writer) RenewOnce(ctx context.Context, lease time.Duration) (bool, erro
 		return false, err
 	}
 	return w.renew(ctx, value)
+}
+
+// LeadUntil leads as Lead does, and dies without a word when ctx ends.
+func LeadUntil(ctx context.Context, s *Store, host inventory.HostID, epoch uint64) (*Term, error) {
+	t, err := s.Lead(ctx, host, epoch)
+	if err == nil {
+		context.AfterFunc(ctx, t.end)
+	}
+	return t, err
+}
+
+// HasStanding reports whether the leader has said something of the host.
+func HasStanding(t *testing.T, s *Store, host inventory.HostID) bool {
+	t.Helper()
+	_, revision, err := load(t.Context(), s, keyHost(host, partStanding), hostStandings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return revision != 0
 }

@@ -21,10 +21,11 @@ const (
 	rootTask      = rootKey + "task/"
 	rootEvent     = rootKey + "event/"
 	rootRequest   = rootKey + "request/"
+	rootPlan      = rootKey + "plan/"
 
 	// Renewals are written every second by every host: outside rootKey, so that nobody who watches the inventory is woken by them.
 	rootAlive = "/godwit-alive/"
-	// keyLeader is the root of the election, whose keys are etcd's own.
+	// keyLeader is the root of the election (leader.go).
 	keyLeader = "/godwit-leader"
 	// keyFull is there while nothing new is taken, and says why in plain text: every write that adds compares that it is not.
 	keyFull = "/godwit-full"
@@ -51,6 +52,7 @@ func keyTask(id inventory.TaskID, part string) string { return rootTask + string
 func keyEvent(id inventory.EventID) string            { return rootEvent + string(id) }
 func keyAlive(id inventory.HostID) string             { return rootAlive + string(id) }
 func keyRequest(key string) string                    { return rootRequest + key }
+func keyPlan(id inventory.PlanID) string              { return rootPlan + string(id) }
 
 func keyMigration(id inventory.MigrationID, part string) string {
 	return rootMigration + string(id) + "/" + part

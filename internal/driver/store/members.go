@@ -147,7 +147,7 @@ func (t *Term) RemoveMember(ctx context.Context, id uint64) error {
 func (t *Term) check() error {
 	select {
 	case <-t.Over():
-		return t.over()
+		return t.refusal()
 	default:
 		return nil
 	}

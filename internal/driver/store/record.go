@@ -68,6 +68,7 @@ var (
 	taskStatuses      = newCodec("task/status", wire.TaskStatus, wire.FromTaskStatus)
 	eventRecords      = newCodec("event", wire.Event, wire.FromEvent)
 	requestRecords    = newCodec("request", wire.Request, wire.FromRequest)
+	plans             = newCodec("plan", wire.Plan, wire.FromPlan)
 	clusters          = newCodec("cluster", wrapperspb.String, (*wrapperspb.StringValue).GetValue)
 )
 

@@ -27,6 +27,7 @@
 //	/godwit-alive/H                     the host's own agent, every second
 //	/godwit-leader/...                  etcd's election
 //	/godwit-full                        the leader, while nothing new is taken (upkeep.go)
+//	/godwit/plan/KIND:OBJECT            who asked, once; then the leader
 //
 // # Versions
 //

@@ -41,6 +41,8 @@ type Writer struct {
 	epoch uint64
 	term  *Term // of a leader: its writes compare that it still leads
 
+	intercept func(done bool) error // called around each transaction; nil but in tests
+
 	mu       sync.Mutex
 	renewed  uint64 // renewals that were sent
 	alive    int64  // revision of the last renewal, as far as it is known
@@ -128,7 +130,10 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 		otherwise := []clientv3.Op{clientv3.OpGet(key)}
 		if w.term != nil {
 			guarded = append(guarded, w.term.stands())
-			otherwise = append(otherwise, clientv3.OpGet(w.term.key))
+			otherwise = append(otherwise, clientv3.OpGet(keyTerm))
+		}
+		if err := w.intercepted(false); err != nil {
+			return false, err
 		}
 		adding := adds(ops)
 		if adding {
@@ -140,10 +145,10 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 			return false, err
 		}
 		if resp.Succeeded {
-			return true, nil
+			return true, w.intercepted(true)
 		}
 		if w.term != nil && !w.term.in(resp.Responses[1].GetResponseRange().GetKvs()) {
-			return false, w.term.over()
+			return false, w.term.refusal()
 		}
 		if kvs := resp.Responses[len(otherwise)-1].GetResponseRange().GetKvs(); adding && len(kvs) == 1 {
 			return false, refusal(kvs[0].GetValue())
@@ -157,6 +162,13 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 		}
 	}
 	return false, fault.New(fault.Conflict, "epoch of host %s changes all the time: is the agent running twice?", w.host)
+}
+
+func (w *Writer) intercepted(done bool) error {
+	if w.intercept == nil {
+		return nil
+	}
+	return w.intercept(done)
 }
 
 func (w *Writer) epochRevision(ctx context.Context) (int64, error) {
