@@ -94,7 +94,7 @@ func leadUpkeep(t *testing.T, s *store.Store, host inventory.HostID) (w *store.W
 }
 
 // until asks again until the answer is yes.
-func until(t *testing.T, what string, yes func() bool) {
+func untilTrue(t *testing.T, what string, yes func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !yes(); {
 		if time.Now().After(end) {
@@ -122,7 +122,7 @@ func TestUpkeepOfAFillingStore(t *testing.T) {
 	w, kinds := leadUpkeep(t, s, "host-1")
 	made := 0
 	var refused error
-	until(t, "the refusal", func() bool {
+	untilTrue(t, "the refusal", func() bool {
 		if refused = w.CreateVM(ctx, bigVM(made)); refused == nil {
 			made++
 		}
@@ -148,7 +148,7 @@ func TestUpkeepOfAFillingStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "room", func() bool { return slices.Contains(kinds(), "store.room") })
+	untilTrue(t, "room", func() bool { return slices.Contains(kinds(), "store.room") })
 	if err := w.CreateVM(ctx, bigVM(made)); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestUpkeepRescuesAFullStore(t *testing.T) {
 					Host: "host-2", Epoch: epoch.Epoch, Store: s, Log: log, Loops: func(*store.Term) []cluster.Loop { return []cluster.Loop{loop} },
 				})
 			}()
-			until(t, "a renewal", func() bool { return other.Renew(ctx, 8*time.Second, inventory.FencedByWatchdog) == nil })
+			untilTrue(t, "a renewal", func() bool { return other.Renew(ctx, 8*time.Second, inventory.FencedByWatchdog) == nil })
 			t.Logf("host-2 renews again %v after its store was full", time.Since(began))
 			end()
 			if err := <-over; err != nil && running.Err() == nil {
