@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
 	"os/user"
 	"strconv"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/face/rpc"
 	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // serve runs the agent and its two faces until ctx ends: the unix socket for users of this machine, the port for other hosts.
@@ -32,16 +34,16 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identi
 	listening := make(chan struct{})
 	local := &peer.LocalServer{
 		Path: set.Socket(), Group: group, Refuse: rpc.Refuse,
-		HTTP:        rpc.Handler(a, true, rpc.Callers{Who: localCaller, Limits: limits}),
+		HTTP:        rpc.Handler(a, true, rpc.Callers{Who: localCaller, Directory: a.Desk(), Limits: limits}),
 		Connections: l.Connections, ConnectionsPerUser: l.ConnectionsPerUser,
 		HeaderBytes: int(l.HeaderSize), HeaderTimeout: l.HeaderTimeout, IdleTimeout: l.IdleTimeout,
 		Listening: func() { close(listening) },
 	}
 	remote := &peer.Server{
 		Identity: identity, Stream: a.Stream,
-		HTTP: peer.RequireHost(rpc.Handler(a, false, rpc.Callers{Who: remoteCaller, Limits: limits}), rpc.OpenPaths()...),
+		HTTP: rpc.Handler(a, false, rpc.Callers{Who: remoteCaller, Directory: a.Desk(), Recognize: peer.Recognize, Limits: limits}),
 		Limits: peer.Limits{
-			Handshakes: l.Handshakes, HandshakesPerAddress: l.HandshakesPerAddress, ConnectionsPerHost: l.ConnectionsPerHost,
+			Handshakes: l.Handshakes, HandshakesPerAddress: l.HandshakesPerAddress, ConnectionsPerHost: l.ConnectionsPerHost, ConnectionsPerUser: l.ConnectionsPerUser,
 			HeaderBytes: int(l.HeaderSize),
 		},
 	}
@@ -77,13 +79,15 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identi
 	return all.Wait()
 }
 
-// localCaller says who calls over the unix socket.
+// localCaller says who calls over the unix socket: an admin, but for a user whom the cluster knows by that name and who is not root nor the one
+// that Godwit runs as.
 func localCaller(r *http.Request) rpc.Caller {
 	who, ok := peer.LocalCallerOf(r.Context())
 	if !ok {
 		return rpc.Caller{Refused: fault.New(fault.Denied, "nobody knows who makes this call")}
 	}
-	return rpc.Caller{Name: who.Name}
+	own := who.UID == 0 || int(who.UID) == os.Geteuid()
+	return rpc.Caller{Name: who.Name, Role: inventory.Admin, Mapped: !own}
 }
 
 // remoteCaller says who calls over TLS.

@@ -79,6 +79,8 @@ type Event struct {
 	By         string // who caused it; empty: nobody, it happened
 	Task       TaskID // of which it is part
 	Message    string // one line, with the cause
+	Audit      bool   // it is about a call that somebody made, and how that ended
+	From       string // where that call came from: "socket", or an address
 }
 
 // Severity says how much an event matters.

@@ -64,6 +64,7 @@ func Event(e inventory.Event) *godwitv1.Event {
 	return &godwitv1.Event{
 		Id: string(e.ID), Time: stamp(e.Time), Kind: e.Kind, Severity: e.Severity.String(), Object: e.Object, ObjectName: e.ObjectName,
 		Host: string(e.Host), By: e.By, Task: string(e.Task), Message: e.Message,
+		Audit: e.Audit, From: e.From,
 	}
 }
 
@@ -72,7 +73,7 @@ func FromEvent(m *godwitv1.Event) inventory.Event {
 	return inventory.Event{
 		ID: inventory.EventID(m.GetId()), Time: fromStamp(m.GetTime()), Kind: m.GetKind(), Severity: fromSeverity(m.GetSeverity()),
 		Object: m.GetObject(), ObjectName: m.GetObjectName(), Host: inventory.HostID(m.GetHost()), By: m.GetBy(),
-		Task: inventory.TaskID(m.GetTask()), Message: m.GetMessage(),
+		Task: inventory.TaskID(m.GetTask()), Message: m.GetMessage(), Audit: m.GetAudit(), From: m.GetFrom(),
 	}
 }
 

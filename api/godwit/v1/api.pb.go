@@ -5496,6 +5496,7 @@ type ListEventsRequest struct {
 	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"` // name or id; empty: all
 	Limit         int32                  `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`  // of those before the call; 0: the server's own bound
 	Since         *durationpb.Duration   `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`   // how far back; 0: as far as they are kept
+	Audit         bool                   `protobuf:"varint,5,opt,name=audit,proto3" json:"audit,omitempty"`  // only those about calls that somebody made; else only all others
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5556,6 +5557,13 @@ func (x *ListEventsRequest) GetSince() *durationpb.Duration {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *ListEventsRequest) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
 }
 
 type ListEventsResponse struct {
@@ -5924,12 +5932,13 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x11CancelTaskRequest\x12\x12\n" +
 	"\x04task\x18\x01 \x01(\tR\x04task\"9\n" +
 	"\x12CancelTaskResponse\x12#\n" +
-	"\x04task\x18\x01 \x01(\v2\x0f.godwit.v1.TaskR\x04task\"\x8a\x01\n" +
+	"\x04task\x18\x01 \x01(\v2\x0f.godwit.v1.TaskR\x04task\"\xa0\x01\n" +
 	"\x11ListEventsRequest\x12\x16\n" +
 	"\x06follow\x18\x01 \x01(\bR\x06follow\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x14\n" +
 	"\x05limit\x18\x03 \x01(\x05R\x05limit\x12/\n" +
-	"\x05since\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05since\"<\n" +
+	"\x05since\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x14\n" +
+	"\x05audit\x18\x05 \x01(\bR\x05audit\"<\n" +
 	"\x12ListEventsResponse\x12&\n" +
 	"\x05event\x18\x01 \x01(\v2\x10.godwit.v1.EventR\x05event2\xc9\x03\n" +
 	"\vHostService\x12F\n" +

@@ -3371,6 +3371,8 @@ type Event struct {
 	By            string                 `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`            // who caused it; empty: nobody, it happened
 	Task          string                 `protobuf:"bytes,9,opt,name=task,proto3" json:"task,omitempty"`        // of which it is part
 	Message       string                 `protobuf:"bytes,10,opt,name=message,proto3" json:"message,omitempty"` // one line, with the cause
+	Audit         bool                   `protobuf:"varint,11,opt,name=audit,proto3" json:"audit,omitempty"`    // it is about a call that somebody made
+	From          string                 `protobuf:"bytes,12,opt,name=from,proto3" json:"from,omitempty"`       // of that call: "socket", or the caller's address
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3471,6 +3473,20 @@ func (x *Event) GetTask() string {
 func (x *Event) GetMessage() string {
 	if x != nil {
 		return x.Message
+	}
+	return ""
+}
+
+func (x *Event) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *Event) GetFrom() string {
+	if x != nil {
+		return x.From
 	}
 	return ""
 }
@@ -3902,7 +3918,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\areasons\x18\x06 \x03(\tR\areasons\x124\n" +
 	"\astarted\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
 	"\x05ended\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x16\n" +
-	"\x06result\x18\t \x01(\tR\x06result\"\x82\x02\n" +
+	"\x06result\x18\t \x01(\tR\x06result\"\xac\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -3915,7 +3931,9 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\x02by\x18\b \x01(\tR\x02by\x12\x12\n" +
 	"\x04task\x18\t \x01(\tR\x04task\x12\x18\n" +
 	"\amessage\x18\n" +
-	" \x01(\tR\amessage\"\xc7\x02\n" +
+	" \x01(\tR\amessage\x12\x14\n" +
+	"\x05audit\x18\v \x01(\bR\x05audit\x12\x12\n" +
+	"\x04from\x18\f \x01(\tR\x04from\"\xc7\x02\n" +
 	"\aRequest\x12\x1c\n" +
 	"\tprocedure\x18\x01 \x01(\tR\tprocedure\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +

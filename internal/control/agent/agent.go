@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/godwit-vm/godwit/internal/control/access"
 	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/driver/datastore"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
@@ -74,6 +75,7 @@ type Agent struct {
 	Config
 
 	writer    *store.Writer
+	desk      *access.Desk
 	tasks     *task.Keeper
 	abilities qemu.Abilities
 	stores    map[inventory.DatastoreID]*datastore.Datastore
@@ -141,6 +143,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	}
 	a.rebooted = before.BootID != "" && before.BootID != string(boot)
 	a.writer = c.Store.As(c.Host, now.Epoch)
+	a.desk = access.New(c.Store, a.writer, a.tasks)
 	a.tasks.KeepIn(ledger{a.writer, a}, c.Log)
 	return a, a.publish(ctx)
 }
@@ -148,6 +151,9 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 func (a *Agent) probe() qemu.ProbeConfig {
 	return qemu.ProbeConfig{Binary: a.Binary, User: a.User, CacheDir: a.CacheDir}
 }
+
+// Desk returns the host's desk for users and their tokens.
+func (a *Agent) Desk() *access.Desk { return a.desk }
 
 // Epoch returns the epoch of this agent.
 func (a *Agent) Epoch() uint64 { return a.writer.Epoch() }

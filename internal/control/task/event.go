@@ -16,6 +16,10 @@ const (
 	flapsMax   = 4096        // objects and kinds that are counted
 )
 
+// CallRefused is the kind of audit events about calls of which nothing was executed. A caller that is turned away over and over is counted
+// after the first ones, as all that happens over and over; calls that were executed are noted each.
+const CallRefused = "call.refused"
+
 type flapKey struct{ kind, object string }
 
 // flap counts the events of one kind about one object.
@@ -40,9 +44,17 @@ func (k *Keeper) Event(ctx context.Context, e inventory.Event) {
 	}
 	e.Host = k.host
 	e.Object, e.ObjectName, e.By, e.Message = clean(e.Object), clean(e.ObjectName), clean(e.By), clean(e.Message)
+	e.From = clean(e.From)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if e.Audit && e.Kind != CallRefused {
+		k.note(e)
+		return
+	}
 	key := flapKey{e.Kind, e.Object}
+	if e.Audit {
+		key.object = e.By + " from " + e.From
+	}
 	f := k.flaps[key]
 	if f == nil || e.Time.Sub(f.since) > flapWindow && f.seen <= flapBurst {
 		if len(k.flaps) >= flapsMax {

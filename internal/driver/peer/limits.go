@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -15,7 +16,10 @@ type Limits struct {
 	Handshakes           int // connections at once that have shown no certificate (yet); default 128
 	HandshakesPerAddress int // of them from one address; default 32
 	ConnectionsPerHost   int // of one host, for calls; default 64
+	ConnectionsPerUser   int // of one user, who is known by a token; default 32
 	HeaderBytes          int // of the HTTP header of a call; default 32 KiB
+	// StrangerTime is how long a connection may last on which nobody is known: enough for one join. Default 15 s.
+	StrangerTime time.Duration
 }
 
 // The defaults of Limits.
@@ -23,6 +27,7 @@ const (
 	handshakesDefault  = 128
 	perAddressDefault  = 32
 	perHostDefault     = 64
+	perUserDefault     = 32
 	headerBytesDefault = 32 << 10
 )
 
@@ -34,11 +39,15 @@ func (l Limits) filled() Limits {
 		{&l.Handshakes, handshakesDefault},
 		{&l.HandshakesPerAddress, perAddressDefault},
 		{&l.ConnectionsPerHost, perHostDefault},
+		{&l.ConnectionsPerUser, perUserDefault},
 		{&l.HeaderBytes, headerBytesDefault},
 	} {
 		if *f.field == 0 {
 			*f.field = f.standby
 		}
+	}
+	if l.StrangerTime == 0 {
+		l.StrangerTime = strangerTimeMax
 	}
 	return l
 }
@@ -50,10 +59,11 @@ type census struct {
 	mu        sync.Mutex
 	addresses map[netip.Addr]int
 	hosts     map[inventory.HostID]int
+	users     map[string]int
 }
 
 func newCensus(l Limits) *census {
-	return &census{limits: l, addresses: map[netip.Addr]int{}, hosts: map[inventory.HostID]int{}}
+	return &census{limits: l, addresses: map[netip.Addr]int{}, hosts: map[inventory.HostID]int{}, users: map[string]int{}}
 }
 
 // arrive counts a connection of somebody unknown; false when its address has too many.
@@ -66,6 +76,15 @@ func (c *census) connect(host inventory.HostID) (leave func(), err error) {
 	leave, ok := enter(&c.mu, c.hosts, host, c.limits.ConnectionsPerHost)
 	if !ok {
 		return nil, fault.New(fault.NoResources, "host %s has %d connections here, the most that one host may have (limits.connections-per-host): try again", host, c.limits.ConnectionsPerHost)
+	}
+	return leave, nil
+}
+
+// user counts a user's connection, or says that it has too many.
+func (c *census) user(name string) (leave func(), err error) {
+	leave, ok := enter(&c.mu, c.users, name, c.limits.ConnectionsPerUser)
+	if !ok {
+		return nil, fault.New(fault.NoResources, "user %s has %d connections here, the most that one user may have (limits.connections-per-user): end some and try again", name, c.limits.ConnectionsPerUser)
 	}
 	return leave, nil
 }

@@ -27,7 +27,7 @@ func TestStrangersFillOnlyTheirAddress(t *testing.T) {
 	c := newCluster(t, "birds")
 	second := c.join(t, "host-2")
 	address, _ := serve(t, &peer.Server{
-		Identity: c.first, HTTP: peer.RequireHost(hello), Limits: peer.Limits{Handshakes: 16, HandshakesPerAddress: 4},
+		Identity: c.first, HTTP: requireHost(hello), Limits: peer.Limits{Handshakes: 16, HandshakesPerAddress: 4},
 	})
 	from := func(ip string) net.Conn {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}

@@ -8,7 +8,6 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +18,7 @@ import (
 
 // The bounds of a server.
 const (
-	// strangerTimeMax is how long such a connection may last: enough for one join.
-	strangerTimeMax = 15 * time.Second
+	strangerTimeMax = 15 * time.Second       // the default of Limits.StrangerTime
 	shutdownMax     = 300 * time.Millisecond // calls that take longer are cut: most of them wait for a store that is gone
 	acceptRetry     = 50 * time.Millisecond
 	callHeadTimeout = 10 * time.Second
@@ -31,7 +29,7 @@ const (
 type Server struct {
 	// Identity is what it shows, and decides who is let in.
 	Identity *Identity
-	// HTTP answers calls. Calls of strangers reach it too: wrap it in RequireHost.
+	// HTTP answers calls. Calls of strangers reach it too: it decides who may what, and tells by Recognize whom it knows.
 	HTTP http.Handler
 	// Stream answers a stream: Accept or Refuse, then use it. The stream is closed when Stream returns, and when ctx ends.
 	// nil refuses all.
@@ -43,6 +41,8 @@ type Server struct {
 type (
 	hostKey    struct{}
 	refusedKey struct{}
+
+	strangerKey struct{}
 )
 
 // RefusedOf returns why the connection of this context's call is one too many; nil for all others.
@@ -57,22 +57,15 @@ func HostID(ctx context.Context) (inventory.HostID, bool) {
 	return host, ok
 }
 
-// RequireHost lets only hosts of the cluster through to next; strangers only to paths that begin with one of open, and get
-// 401 elsewhere.
-func RequireHost(next http.Handler, open ...string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := HostID(r.Context()); ok {
-			next.ServeHTTP(w, r)
-			return
-		}
-		for _, prefix := range open {
-			if strings.HasPrefix(r.URL.Path, prefix) {
-				next.ServeHTTP(w, r)
-				return
-			}
-		}
-		http.Error(w, "no certificate of this cluster: join the host first", http.StatusUnauthorized)
-	})
+// Recognize says that the call of this context is a user's, who was known by something else than a certificate. The user's connection gives
+// its place among the strangers back then and may last; it is counted as that user's until it is closed. One too many is
+// fault.NoResources, and the connection stays a stranger's. Whether the next call on it is the user's too, is asked anew.
+func Recognize(ctx context.Context, user string) error {
+	conn, ok := ctx.Value(strangerKey{}).(*stranger)
+	if !ok {
+		return nil // a host's, or not of a Server
+	}
+	return conn.recognize(user)
 }
 
 // Run answers on the listener until ctx ends or the listener breaks, and closes it. It lets running calls finish for a
@@ -106,6 +99,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 				if host, err := s.Identity.verifiedHost(conn.ConnectionState()); err == nil {
 					return context.WithValue(ctx, hostKey{}, host)
 				}
+				ctx = context.WithValue(ctx, strangerKey{}, conn.NetConn())
 			}
 			return ctx
 		},
@@ -161,7 +155,7 @@ func (s *Server) accept(ctx context.Context, listener net.Listener, conf *tls.Co
 			continue
 		}
 		tune(conn)
-		guest := &stranger{Conn: conn, leave: func() { one(); <-strangers }}
+		guest := &stranger{Conn: conn, census: count, leave: func() { one(); <-strangers }}
 		all.Go(func() { s.serve(ctx, guest, conf, calls, count) })
 	}
 }
@@ -182,7 +176,7 @@ func (s *Server) serve(ctx context.Context, raw *stranger, conf *tls.Config, cal
 	}
 	switch {
 	case err != nil:
-		raw.limit(strangerTimeMax)
+		raw.limit(count.limits.StrangerTime)
 	case raw.refused != nil:
 		raw.limit(refusalTime) // it keeps its place among the strangers until then
 	default:
@@ -228,12 +222,39 @@ func (s *Server) stream(ctx context.Context, conn *tls.Conn, from inventory.Host
 // or closed.
 type stranger struct {
 	net.Conn
-	leave func()
-	gone  func() // nil, or to be called when it is closed
-	once  sync.Once
+	census *census
+	leave  func()
+	gone   func() // nil, or to be called when it is closed
+	once   sync.Once
 
 	refused error // why it is one too many of its host's
 	timer   atomic.Pointer[time.Timer]
+
+	mu     sync.Mutex
+	user   string // whose it is, once a call has said so
+	closed bool
+}
+
+// recognize makes the connection the user's.
+func (g *stranger) recognize(user string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.user == user || g.closed {
+		return nil
+	}
+	leave, err := g.census.user(user)
+	if err != nil {
+		return err
+	}
+	if before := g.gone; before != nil {
+		before() // a program that calls for two users has its connection with the last one
+	}
+	g.gone, g.user = leave, user
+	if t := g.timer.Load(); t != nil {
+		t.Stop()
+	}
+	g.known()
+	return nil
 }
 
 func (g *stranger) known() { g.once.Do(g.leave) }
@@ -249,9 +270,12 @@ func (g *stranger) Close() error {
 		t.Stop()
 	}
 	g.known()
+	g.mu.Lock()
+	g.closed = true
 	if g.gone != nil {
 		g.gone()
 	}
+	g.mu.Unlock()
 	return g.Conn.Close()
 }
 

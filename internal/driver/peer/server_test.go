@@ -46,6 +46,21 @@ var hello = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprintf(w, "%s %v %s", host, ok, r.Proto)
 })
 
+// requireHost answers hosts by next, and strangers where the path begins with one of open.
+func requireHost(next http.Handler, open ...string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, ok := peer.HostID(r.Context())
+		for _, prefix := range open {
+			ok = ok || strings.HasPrefix(r.URL.Path, prefix)
+		}
+		if !ok {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 func get(t *testing.T, client *http.Client, url string) (int, string, error) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
@@ -61,7 +76,7 @@ func get(t *testing.T, client *http.Client, url string) (int, string, error) {
 
 func TestHostsCallOneAnother(t *testing.T) {
 	c := newCluster(t, "alps")
-	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: peer.RequireHost(hello)})
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: requireHost(hello)})
 	dialer := peer.NewDialer(c.join(t, "host-2"))
 	defer dialer.Close()
 	client := dialer.HTTPClient("host-1", address)
@@ -80,7 +95,7 @@ func TestHostsCallOneAnother(t *testing.T) {
 func TestOnlyTheRightHostIsTalkedTo(t *testing.T) {
 	c := newCluster(t, "alps")
 	streams := func(_ context.Context, s *peer.Stream) { _ = s.Accept() }
-	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: peer.RequireHost(hello), Stream: streams})
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: requireHost(hello), Stream: streams})
 	mine := peer.NewDialer(c.join(t, "host-2"))
 	theirs := peer.NewDialer(newCluster(t, "alps").join(t, "host-2"))
 
@@ -116,7 +131,7 @@ func handshake(t *testing.T, address string, conf *tls.Config) (tls.ConnectionSt
 
 func TestHandshakesThatAreRefused(t *testing.T) {
 	c := newCluster(t, "alps")
-	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: peer.RequireHost(hello)})
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: requireHost(hello)})
 	good := func() *tls.Config {
 		conf := c.join(t, "host-2").StoreTLS()
 		conf.NextProtos = []string{"h2"}
@@ -153,7 +168,7 @@ func TestHandshakesThatAreRefused(t *testing.T) {
 
 func TestStrangerMayJoinAndNothingElse(t *testing.T) {
 	c := newCluster(t, "alps")
-	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: peer.RequireHost(hello, "/godwit.v1.JoinService/")})
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: requireHost(hello, "/godwit.v1.JoinService/")})
 	token, err := c.first.NewToken(address)
 	must(t, err)
 	client := peer.DialJoin(token)

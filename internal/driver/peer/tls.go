@@ -79,27 +79,11 @@ func (id *Identity) verifiedHost(state tls.ConnectionState) (inventory.HostID, e
 	return host, nil
 }
 
-// joinTLS connects without a certificate to a cluster that is known only by its CA's hash. The ordinary verification is
-// replaced, not left out: the server sends its CA along, that must have the hash, and must have signed the server.
+// joinTLS connects a host that joins, which knows its cluster only by the token.
 func joinTLS(t Token) *tls.Config {
-	return &tls.Config{
-		InsecureSkipVerify: true, // VerifyConnection does it
-		MinVersion:         tls.VersionTLS13,
-		NextProtos:         []string{protoHTTP},
-		VerifyConnection: func(state tls.ConnectionState) error {
-			ca := t.findCA(state.PeerCertificates)
-			if ca == nil {
-				return fault.New(fault.Denied, "%s answers, but belongs to another cluster than the token: make a new token there", t.Address)
-			}
-			roots := x509.NewCertPool()
-			roots.AddCert(ca)
-			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
-			if wrong := clockOff(t.Address, ca, state.PeerCertificates[0]); err != nil && wrong != nil {
-				return wrong
-			}
-			return err
-		},
-	}
+	return pinnedTLS(t.Address, t.CA, func() error {
+		return fault.New(fault.Denied, "%s answers, but belongs to another cluster than the token: make a new token there", t.Address)
+	})
 }
 
 // clockOff says that this host's clock lies outside the life of one of the certificates, nil when it does not.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"net"
@@ -106,16 +105,6 @@ func checkAddress(address string) error {
 	}
 	if err != nil || host == "" || len(address) > tokenAddressMax || strings.ContainsAny(address, " \t\r\n/") {
 		return fault.New(fault.Invalid, "address %q: write it as HOST:PORT", address)
-	}
-	return nil
-}
-
-// findCA returns the certificate of the chain that the token speaks of.
-func (t Token) findCA(chain []*x509.Certificate) *x509.Certificate {
-	for _, c := range chain {
-		if c.IsCA && t.Verify(c.Raw) == nil {
-			return c
-		}
 	}
 	return nil
 }

@@ -22,6 +22,8 @@ const (
 	rootEvent     = rootKey + "event/"
 	rootRequest   = rootKey + "request/"
 	rootPlan      = rootKey + "plan/"
+	rootUser      = rootKey + "user/"
+	rootUserToken = rootKey + "user-token/"
 
 	// Renewals are written every second by every host: outside rootKey, so that nobody who watches the inventory is woken by them.
 	rootAlive = "/godwit-alive/"
@@ -51,6 +53,8 @@ func keyToken(id string) string                       { return rootToken + id }
 func keyTask(id inventory.TaskID, part string) string { return rootTask + string(id) + "/" + part }
 func keyEvent(id inventory.EventID) string            { return rootEvent + string(id) }
 func keyAlive(id inventory.HostID) string             { return rootAlive + string(id) }
+func keyUser(name string) string                      { return rootUser + name }
+func keyUserToken(id string) string                   { return rootUserToken + id }
 func keyRequest(key string) string                    { return rootRequest + key }
 func keyPlan(id inventory.PlanID) string              { return rootPlan + string(id) }
 

@@ -69,6 +69,8 @@ var (
 	eventRecords      = newCodec("event", wire.Event, wire.FromEvent)
 	requestRecords    = newCodec("request", wire.Request, wire.FromRequest)
 	plans             = newCodec("plan", wire.Plan, wire.FromPlan)
+	users             = newCodec("user", wire.User, wire.FromUser)
+	userTokens        = newCodec("user-token", userTokenMessage, fromUserTokenMessage)
 	clusters          = newCodec("cluster", wrapperspb.String, (*wrapperspb.StringValue).GetValue)
 )
 

@@ -201,6 +201,9 @@ func TestEveryKindCanBeDumped(t *testing.T) {
 // SetMigrationsKept lets a test see migrations being forgotten without making a thousand.
 func (s *Store) SetMigrationsKept(n int) { s.migrationsKept = n }
 
+// SetAuditKept lowers the bound of audit events.
+func (s *Store) SetAuditKept(n int) { s.auditKept = n }
+
 // SetKept lowers the bounds of tasks, events and requests.
 func (s *Store) SetKept(tasks, events, requests int) {
 	s.tasksKept, s.eventsKept, s.requestsKept = tasks, events, requests

@@ -23,6 +23,8 @@
 //	/godwit/token/ID                    the host that made it; used once
 //	/godwit/task/ID/spec|status         the host that does the work
 //	/godwit/event/ID                    the host that saw it, once; ids sort by time
+//	/godwit/user/NAME                   an admin
+//	/godwit/user-token/ID               an admin; what it opens is not in it
 //	/godwit/request/KEY                 the host that executes the call of that idempotency key
 //	/godwit-alive/H                     the host's own agent, every second
 //	/godwit-leader/...                  etcd's election
@@ -90,6 +92,7 @@ type Store struct {
 	migrationsKept int
 	tasksKept      int
 	eventsKept     int
+	auditKept      int
 	requestsKept   int
 }
 
@@ -112,7 +115,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
-	s := &Store{client: client, config: cfg, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, requestsKept: RequestsKept}
+	s := &Store{client: client, config: cfg, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, auditKept: AuditKept, requestsKept: RequestsKept}
 	if _, err := s.get(ctx, keyCluster); err != nil {
 		_ = client.Close() // it never worked; err says why
 		return nil, err

@@ -22,6 +22,9 @@ const (
 	// EventsKept is how many events stay in the store, EventAgeMax how long.
 	EventsKept  = 5000
 	EventAgeMax = 7 * 24 * time.Hour
+	// AuditKept is how many audit events stay in the store beside those, AuditAgeMax how long.
+	AuditKept   = 5000
+	AuditAgeMax = 30 * 24 * time.Hour
 	// RequestsKept is how many requests stay in the store, RequestAgeMax how long after they began.
 	RequestsKept  = 5000
 	RequestAgeMax = 24 * time.Hour
@@ -182,7 +185,7 @@ func (s *Store) FollowEvents(ctx context.Context, past func([]inventory.Event) e
 			if known[e.ID] {
 				return nil
 			}
-			if known[e.ID] = true; len(known) > 2*EventsKept {
+			if known[e.ID] = true; len(known) > 2*(EventsKept+AuditKept) {
 				forgetOldest(known)
 			}
 			return next(e)
@@ -264,8 +267,13 @@ func (w *Writer) Forget(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	for i, e := range events {
-		if len(events)-i > w.s.eventsKept || now.Sub(e.Time) > EventAgeMax {
+	others, audits := 0, 0 // newer than the one that is looked at, and itself
+	for _, e := range slices.Backward(events) {
+		count, kept, ageMax := &others, w.s.eventsKept, EventAgeMax
+		if e.Audit {
+			count, kept, ageMax = &audits, w.s.auditKept, AuditAgeMax
+		}
+		if *count++; *count > kept || now.Sub(e.Time) > ageMax {
 			keys = append(keys, keyEvent(e.ID))
 		}
 	}

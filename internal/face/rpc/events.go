@@ -30,7 +30,7 @@ func (s *events) ListEvents(ctx context.Context, req *connect.Request[godwitv1.L
 		since = time.Now().Add(-back)
 	}
 	send := func(e inventory.Event) error {
-		if object := m.GetObject(); e.Time.Before(since) || object != "" && object != e.Object && object != e.ObjectName {
+		if !wanted(m, since, e) {
 			return nil
 		}
 		return out.Send(&godwitv1.ListEventsResponse{Event: wire.Event(e)})
@@ -42,8 +42,7 @@ func (s *events) ListEvents(ctx context.Context, req *connect.Request[godwitv1.L
 		}
 		first := len(all) // of those that are shown
 		for left := limit; first > 0 && left > 0; first-- {
-			e := all[first-1]
-			if object := m.GetObject(); !e.Time.Before(since) && (object == "" || object == e.Object || object == e.ObjectName) {
+			if wanted(m, since, all[first-1]) {
 				left--
 			}
 		}
@@ -62,4 +61,10 @@ func (s *events) ListEvents(ctx context.Context, req *connect.Request[godwitv1.L
 		return err
 	}
 	return past(all)
+}
+
+// wanted reports whether the event is one that was asked for.
+func wanted(m *godwitv1.ListEventsRequest, since time.Time, e inventory.Event) bool {
+	object := m.GetObject()
+	return e.Audit == m.GetAudit() && !e.Time.Before(since) && (object == "" || object == e.Object || object == e.ObjectName)
 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
@@ -16,12 +19,6 @@ import (
 	"github.com/godwit-vm/godwit/internal/wire"
 )
 
-// original names the caller of a call that was passed on, as the host knows it that passes it on. Only hosts are believed.
-const original = "Godwit-Caller"
-
-// originalMax is the longest name of a caller that is believed.
-const originalMax = 64
-
 // hostShare is how many callers' limits a host has: the calls that it passes on are those of all its users, and each was counted
 // there before.
 const hostShare = 8
@@ -29,6 +26,8 @@ const hostShare = 8
 // Caller is who makes a call, as the server that took the connection knows it.
 type Caller struct {
 	Name    string           // of a user of this machine; empty otherwise
+	Role    inventory.Role   // of a user of this machine
+	Mapped  bool             // a user of the cluster of the same name has that user's role instead
 	Host    inventory.HostID // of a host of the cluster; empty otherwise
 	Address string           // of a stranger; empty otherwise
 	Refused error            // why nothing of it is answered
@@ -47,24 +46,31 @@ type Limits struct {
 
 // Callers is how a handler knows who calls, and what each may.
 type Callers struct {
-	Who    func(*http.Request) Caller
-	Limits Limits
+	Who func(*http.Request) Caller
+	// Directory says who a stranger with a token is, and what users may. nil: no token is good, and users are what Who says.
+	Directory Directory
+	// Recognize is told whose token was shown on a call's connection; its error refuses the call. May be nil.
+	Recognize func(ctx context.Context, user string) error
+	Limits    Limits
 }
 
-// gate stands before the API: it turns away those over their limits and writes down who calls.
+// gate stands before the API: it finds out who calls, turns away those over their limits and those who may not, and writes down
+// who was turned away.
 type gate struct {
 	next    http.Handler
 	callers Callers
 	tally   *tally // of users and hosts
 	joins   *tally // of strangers
+	tries   *tries // of tokens
 	errors  *connect.ErrorWriter
 	streams map[string]bool // paths of calls that last
+	note    func(context.Context, inventory.Event)
 }
 
-func newGate(next http.Handler, c Callers) *gate {
+func newGate(next http.Handler, c Callers, note func(context.Context, inventory.Event)) *gate {
 	l := c.Limits
 	return &gate{
-		next: next, callers: c, errors: connect.NewErrorWriter(), streams: lasting(),
+		next: next, callers: c, errors: connect.NewErrorWriter(), streams: lasting(), note: note, tries: newTries(l.JoinsPerMinute),
 		tally: newTally(bounds{calls: l.Calls, streams: l.Streams, perSecond: float64(l.PerSecond), burst: l.Burst, waitMax: waitMax}),
 		joins: newTally(bounds{calls: l.JoinsPerMinute, streams: 1, perSecond: float64(l.JoinsPerMinute) / 60, burst: l.JoinsPerMinute}),
 	}
@@ -73,16 +79,27 @@ func newGate(next http.Handler, c Callers) *gate {
 // lasting lists the paths of calls that stream, from the definition of the API.
 func lasting() map[string]bool {
 	paths := map[string]bool{}
-	services := godwitv1.File_godwit_v1_api_proto.Services()
-	for i := range services.Len() {
-		methods := services.Get(i).Methods()
-		for j := range methods.Len() {
-			if m := methods.Get(j); m.IsStreamingClient() || m.IsStreamingServer() {
-				paths["/"+string(services.Get(i).FullName())+"/"+string(m.Name())] = true
+	procedures(func(path string, m protoreflect.MethodDescriptor) {
+		if m.IsStreamingClient() || m.IsStreamingServer() {
+			paths[path] = true
+		}
+	})
+	return paths
+}
+
+// procedures calls f with each call of the API, in all files of its definition.
+func procedures(f func(path string, m protoreflect.MethodDescriptor)) {
+	api := godwitv1.File_godwit_v1_api_proto.Package()
+	protoregistry.GlobalFiles.RangeFilesByPackage(api, func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				m := service.Methods().Get(j)
+				f("/"+string(service.FullName())+"/"+string(m.Name()), m)
 			}
 		}
-	}
-	return paths
+		return true
+	})
 }
 
 // ServeHTTP lets one call through, or says why not.
@@ -93,40 +110,129 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if who.Host == "" { // only hosts pass calls on, and only they are believed
-		r.Header.Del(forwarded)
-		r.Header.Del(original)
+		for _, name := range []string{forwarded, original, originalUser, originalRole} {
+			r.Header.Del(name)
+		}
 	}
-	stream := g.streams[r.URL.Path]
-	leave, err := g.enter(r.Context(), who, r.URL.Path, stream)
+	id, leave, err := g.admit(r, who)
 	if err != nil {
 		refuse(g.errors, w, r, err)
 		return
 	}
 	defer leave()
-	if !stream {
+	r = r.WithContext(task.WithCaller(r.Context(), id.caller()))
+	if g.streams[r.URL.Path] {
+		ctx, end := g.keepJudging(r.Context(), r, who, id, http.NewResponseController(w))
+		defer end()
+		r = r.WithContext(ctx)
+	} else {
 		// A caller that sends its request a byte at a time holds its place no longer than that. What cannot have a deadline has none:
 		// HTTP/1.1 after a hijack, which no call of ours does.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.callers.Limits.RequestTime))
 	}
-	g.next.ServeHTTP(w, r.WithContext(task.WithCaller(r.Context(), task.Caller{Name: nameOf(who, r.Header)})))
+	g.next.ServeHTTP(w, r)
+}
+
+// admit finds out who calls, counts the call and judges it. The call is over when leave is called.
+func (g *gate) admit(r *http.Request, who Caller) (id identity, leave func(), err error) {
+	ctx, path := r.Context(), r.URL.Path
+	call, right, exists := callOf(path)
+	if !exists {
+		return id, nil, fault.New(fault.Denied, "there is no call %q that anybody may make", path)
+	}
+	id, leave = g.meet(who, r.Header), func() {}
+	failed := func(err error) (identity, func(), error) {
+		leave()
+		g.refused(ctx, call, right, id, err)
+		return id, nil, err
+	}
+	if id.stranger && !right.anybody && r.Header.Get("Authorization") != "" {
+		if id, err = g.byToken(ctx, who, r.Header); err == nil && g.callers.Recognize != nil {
+			err = g.callers.Recognize(ctx, id.name)
+		}
+		if err != nil {
+			return failed(err)
+		}
+	}
+	if enter, err := g.enter(ctx, id, path); err != nil {
+		return failed(err)
+	} else {
+		leave = enter
+	}
+	if id.user != "" && !id.byToken {
+		if id, err = g.known(ctx, id); err != nil {
+			return failed(err)
+		}
+	}
+	if err := judge(call, right, id); err != nil {
+		return failed(err)
+	}
+	return id, leave, nil
 }
 
 // enter counts the call. Hand-overs between hosts are under no limit: a release that waits for its turn would stop a guest.
-func (g *gate) enter(ctx context.Context, who Caller, path string, stream bool) (leave func(), err error) {
-	switch {
-	case who.Host != "" && strings.HasPrefix(path, "/"+godwitv1connect.HandoverServiceName+"/"):
+func (g *gate) enter(ctx context.Context, id identity, path string) (leave func(), err error) {
+	switch stream := g.streams[path]; {
+	case id.host != "" && strings.HasPrefix(path, "/"+godwitv1connect.HandoverServiceName+"/"):
 		return func() {}, nil
-	case who.Host != "":
-		return g.tally.enter(ctx, "host "+string(who.Host), hostShare, stream)
-	case who.Name != "":
-		return g.tally.enter(ctx, "user "+who.Name, 1, stream)
+	case !id.stranger:
+		return g.tally.enter(ctx, id.tally, id.share, stream)
+	default:
+		leave, err = g.joins.enter(ctx, id.tally, id.share, stream)
 	}
-	leave, err = g.joins.enter(ctx, "address "+who.Address, 1, stream)
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "more than %d attempts to join per minute from %s (limits.joins-per-minute): try again later",
-			g.callers.Limits.JoinsPerMinute, who.Address)
+			g.callers.Limits.JoinsPerMinute, id.from)
 	}
 	return leave, nil
+}
+
+// judgeEvery is how often it is asked again whether a call that lasts is still its caller's to make.
+const judgeEvery = 5 * time.Second
+
+// keepJudging returns a context for a call that lasts: it ends, with the reason as its cause, when the caller's token was revoked or has expired,
+// or when the caller has no longer the role, judgeEvery later at most. While the store is away the call goes on.
+func (g *gate) keepJudging(base context.Context, r *http.Request, who Caller, id identity, control *http.ResponseController) (context.Context, func()) {
+	if id.user == "" || g.callers.Directory == nil {
+		return base, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(base)
+	call, right, _ := callOf(r.URL.Path)
+	var judging sync.WaitGroup
+	judging.Go(func() {
+		tick := time.NewTicker(judgeEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			err := g.judgeAgain(ctx, who, id, call, right, r.Header)
+			if fault.Is(err, fault.Denied) {
+				g.refused(ctx, call, right, id, err)
+				cancel(err)
+				_ = control.SetReadDeadline(time.Unix(1, 0)) // whoever waits for input wakes up
+				return
+			}
+		}
+	})
+	return ctx, func() { cancel(nil); judging.Wait() }
+}
+
+func (g *gate) judgeAgain(ctx context.Context, who Caller, id identity, call string, r right, header http.Header) (err error) {
+	if id.byToken {
+		var u inventory.User
+		if u, err = g.callers.Directory.Token(ctx, strings.TrimPrefix(header.Get("Authorization"), bearer)); err == nil {
+			id.role = u.Role
+		}
+	} else {
+		id, err = g.known(ctx, g.meet(who, header))
+	}
+	if err != nil {
+		return err
+	}
+	return judge(call, r, id)
 }
 
 // Refuse answers a call with the error, in the protocol that the caller speaks: Connect, gRPC, gRPC-Web, or plain HTTP.
@@ -146,17 +252,4 @@ func refuse(writer *connect.ErrorWriter, w http.ResponseWriter, r *http.Request,
 		code = http.StatusTooManyRequests
 	}
 	http.Error(w, err.Error(), code)
-}
-
-// nameOf returns what tasks and events show of the caller: "alice"; "host host-2"; "alice@host-2" for a call that host-2 passes
-// on for its user alice; nothing for a stranger.
-func nameOf(who Caller, header http.Header) string {
-	if who.Host == "" {
-		return who.Name
-	}
-	by := header.Get(original)
-	if by == "" || header.Get(forwarded) == "" || len(by) > originalMax || strings.ContainsFunc(by, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return "host " + string(who.Host)
-	}
-	return by + "@" + string(who.Host)
 }

@@ -10,6 +10,8 @@ import (
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
 	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/control/task"
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/wire"
 )
@@ -96,9 +98,12 @@ func (s *images) ImportImage(ctx context.Context, req *connect.Request[godwitv1.
 			return remote.ImportImage(ctx, connect.NewRequest(m))
 		}
 	}
-	i, err := s.agent.ImportImage(ctx, wire.FromFile(m.GetFile()), inventory.DiskFormat(m.GetFormat()), agent.ImageSource{
-		Location: m.GetSource(), Format: inventory.DiskFormat(m.GetSourceFormat()), SHA256: m.GetSha256(),
-	})
+	source := agent.ImageSource{Location: m.GetSource(), Format: inventory.DiskFormat(m.GetSourceFormat()), SHA256: m.GetSha256()}
+	// The agent may read every file of the host, its keys too, and an image can be read by whoever makes a VM of it.
+	if who := task.CallerOf(ctx); !source.Remote() && !who.Role.May(inventory.Admin) {
+		return nil, fault.New(fault.Denied, "%s may not import a file of the host: that takes the role admin: import from an http or https URL", who.Name)
+	}
+	i, err := s.agent.ImportImage(ctx, wire.FromFile(m.GetFile()), inventory.DiskFormat(m.GetFormat()), source)
 	if err != nil {
 		return nil, err
 	}

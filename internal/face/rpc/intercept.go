@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/wire"
 )
 
@@ -29,7 +30,11 @@ func (faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.Stre
 // WrapStreamingHandler implements connect.Interceptor.
 func (faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
-		return encode(next(ctx, conn))
+		err := next(ctx, conn)
+		if why := context.Cause(ctx); fault.Is(why, fault.Denied) {
+			err = why // the gate has ended it (keepJudging)
+		}
+		return encode(err)
 	}
 }
 

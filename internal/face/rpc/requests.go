@@ -31,7 +31,7 @@ const (
 // keyed says for each call that takes a key how long it is remembered; all others ignore it.
 //
 // What makes, moves or removes something is recorded. To start, stop, pause or resume a VM leads to the same state however often it is
-// asked, and costs no write to the store: the agent's memory spares a repeat the answer that the VM runs already. So does it for a token,
+// asked, and costs no write to the store: the agent's memory spares a repeat the answer that the VM runs already. So does it for tokens,
 // whose secret the store must not hold.
 var keyed = map[string]keeping{
 	"HostService/CreateToken":   remembered,
@@ -60,6 +60,12 @@ var keyed = map[string]keeping{
 	"ImageService/CloneImage":  recorded,
 	"ImageService/GrowImage":   recorded,
 	"ImageService/DeleteImage": recorded,
+
+	"UserService/CreateUser":      recorded,
+	"UserService/SetUserRole":     recorded,
+	"UserService/DeleteUser":      recorded,
+	"UserService/CreateUserToken": remembered,
+	"UserService/RevokeUserToken": recorded,
 }
 
 func keepingOf(procedure string) keeping {

@@ -4,12 +4,12 @@ import (
 	"strings"
 	"testing"
 
-	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // reads are the first words of calls that change nothing; unkeyed are those that do and take no key.
 var (
-	reads   = []string{"List", "Get", "Watch", "Doctor", "Console", "Display", "Screenshot"}
+	reads   = []string{"List", "Get", "Watch", "Doctor", "Console", "Display", "Screenshot", "WhoAmI"}
 	unkeyed = map[string]string{
 		"CancelMigration": "a repeat finds it canceled",
 		"CancelTask":      "a repeat finds it canceled",
@@ -24,23 +24,17 @@ var (
 
 func TestEveryChangingCallTakesAKeyOrSaysWhyNot(t *testing.T) {
 	known := map[string]bool{}
-	files := godwitv1.File_godwit_v1_api_proto.Services()
-	for i := range files.Len() {
-		service := files.Get(i)
-		methods := service.Methods()
-		for j := range methods.Len() {
-			name := string(methods.Get(j).Name())
-			procedure := "/" + string(service.FullName()) + "/" + name
-			known[string(service.Name())+"/"+name] = true
-			read := false
-			for _, word := range reads {
-				read = read || strings.HasPrefix(name, word)
-			}
-			if n := boolCount(read, unkeyed[name] != "", Mutates(procedure)); n != 1 {
-				t.Errorf("%s is in %d of the lists of reads, of calls with a key and of those without: put it into one", procedure, n)
-			}
+	procedures(func(procedure string, m protoreflect.MethodDescriptor) {
+		name := string(m.Name())
+		known[strings.TrimPrefix(procedure, apiPath)] = true
+		read := false
+		for _, word := range reads {
+			read = read || strings.HasPrefix(name, word)
 		}
-	}
+		if n := boolCount(read, unkeyed[name] != "", Mutates(procedure)); n != 1 {
+			t.Errorf("%s is in %d of the lists of reads, of calls with a key and of those without: put it into one", procedure, n)
+		}
+	})
 	for name := range keyed {
 		if !known[name] {
 			t.Errorf("there is no call %s", name)

@@ -2,10 +2,13 @@
 // definition in api/godwit/v1.
 //
 // It translates and routes, and holds no state. A call about a VM is passed on to the host that owns it, once: a host
-// that gets a passed-on call for a VM it does not own answers fault.Conflict, since the VM moved meanwhile. Callers on
-// the unix socket are local administrators (driver/peer says who), callers over TLS are hosts of the cluster; only
-// JoinService answers a TLS caller without a certificate. Each caller has its own limits (gate.go), and its name goes with the
-// call to tasks and events, also when the call is passed on.
+// that gets a passed-on call for a VM it does not own answers fault.Conflict, since the VM moved meanwhile.
+//
+// A gate stands before all of it (gate.go): it finds out who calls (identity.go), counts the call against the caller's limits, and judges it by
+// the table of roles (roles.go); what is not in that table, nobody may call. Callers on the unix socket are users of this machine
+// (driver/peer says who), callers over TLS are hosts of the cluster, users with a token, or strangers, who may only join. A host that passes
+// a call on says for whom, and the call is judged at both ends. The caller's name goes with the call to tasks and events, and what
+// changes something is written down (audit.go).
 package rpc
 
 import (
@@ -30,10 +33,6 @@ const compressMin = 4 << 10
 // forwarded marks a call that another host has passed on.
 const forwarded = "Godwit-Forwarded-By"
 
-// OpenPaths begin the paths that a caller without a certificate may use over TLS: whoever serves the handler there lets
-// only hosts of the cluster through to all others.
-func OpenPaths() []string { return []string{"/" + godwitv1connect.JoinServiceName + "/"} }
-
 // Handler returns the API of the agent to one side of callers, each within its limits. Local says that callers come over the
 // unix socket: hand-overs and joins are then left out, as they are between hosts.
 func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
@@ -43,7 +42,7 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 		compressed = math.MaxInt32 // never: it has no way to go that would be shorter
 	}
 	options := []connect.HandlerOption{
-		connect.WithInterceptors(faults{}, calls{a.Keeper()}), connect.WithReadMaxBytes(callers.Limits.RequestBytes), connect.WithCompressMinBytes(compressed),
+		connect.WithInterceptors(audits{a.Keeper().Event}, faults{}, calls{a.Keeper()}), connect.WithReadMaxBytes(callers.Limits.RequestBytes), connect.WithCompressMinBytes(compressed),
 	}
 	mux.Handle(godwitv1connect.NewHostServiceHandler(&hosts{a}, options...))
 	mux.Handle(godwitv1connect.NewVMServiceHandler(&vms{a}, options...))
@@ -51,12 +50,13 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	mux.Handle(godwitv1connect.NewMigrationServiceHandler(&migrations{a}, options...))
 	mux.Handle(godwitv1connect.NewTaskServiceHandler(&tasks{a}, options...))
 	mux.Handle(godwitv1connect.NewEventServiceHandler(&events{a}, options...))
+	mux.Handle(godwitv1connect.NewUserServiceHandler(&users{a}, options...))
 	if !local {
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
 		mux.Handle(godwitv1connect.NewMoveServiceHandler(&movings{a}, options...))
 		mux.Handle(godwitv1connect.NewJoinServiceHandler(&joins{a}, options...))
 	}
-	return newGate(mux, callers)
+	return newGate(mux, callers, a.Keeper().Event)
 }
 
 // route finds the VM and, when another host owns it, that host's API.
@@ -120,6 +120,10 @@ func (m mark) on(ctx context.Context, header http.Header) {
 	who := task.CallerOf(ctx)
 	if who.Name != "" {
 		header.Set(original, who.Name)
+		header.Set(originalRole, who.Role.String())
+	}
+	if who.User != "" {
+		header.Set(originalUser, who.User)
 	}
 	if who.Request != "" {
 		header.Set(KeyHeader, who.Request)
