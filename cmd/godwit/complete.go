@@ -31,7 +31,7 @@ func newCompletion() *cobra.Command {
 	return &cobra.Command{
 		Use: "completion bash|zsh|fish", Short: "Print what makes a shell complete commands, flags and names",
 		Long: `Completion prints a script for a shell. With it TAB completes commands, flags, and the names of VMs, hosts,
-networks, datastores, migrations and tasks, which it asks the agent for; when none answers within a second
+networks, datastores, users, migrations and tasks, which it asks the agent for; when none answers within a second
 there are no names, and no error.`,
 		Example: `  source <(godwit completion bash)
   godwit completion zsh > /usr/share/zsh/site-functions/_godwit
@@ -125,6 +125,8 @@ var namers = map[string]func(context.Context, *client) ([]string, error){
 		}
 		return names, nil
 	},
+	"USER": userNames,
+	"ROLE": func(context.Context, *client) ([]string, error) { return []string{"admin", "operator", "viewer"}, nil },
 	"MIGRATION": func(ctx context.Context, c *client) (names []string, err error) {
 		resp, err := c.migrations.ListMigrations(ctx, connect.NewRequest(&godwitv1.ListMigrationsRequest{}))
 		if err != nil {
@@ -135,6 +137,18 @@ var namers = map[string]func(context.Context, *client) ([]string, error){
 		}
 		return names, nil
 	},
+}
+
+// userNames asks for the users' names.
+func userNames(ctx context.Context, c *client) (names []string, err error) {
+	resp, err := c.users.ListUsers(ctx, connect.NewRequest(&godwitv1.ListUsersRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range resp.Msg.GetUsers() {
+		names = append(names, cobra.CompletionWithDesc(u.GetName(), u.GetRole()))
+	}
+	return names, nil
 }
 
 // namedFlags are the flags whose value is a name.

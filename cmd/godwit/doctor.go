@@ -60,7 +60,8 @@ func diagnose(ctx context.Context, cmd *cobra.Command, host string) (*godwitv1.D
 	if err == nil {
 		return resp.Msg, nil
 	}
-	if !fault.Is(err, fault.Unavailable) || host != "" {
+	to, wrongDoor := doorOf(cmd)
+	if !fault.Is(err, fault.Unavailable) || host != "" || wrongDoor != nil || to.server != "" { // this machine is not the one that was asked
 		return nil, err
 	}
 	if wrong != nil {

@@ -22,7 +22,7 @@ func newEvent() *cobra.Command {
 }
 
 func newEventList() *cobra.Command {
-	var follow bool
+	var follow, audit bool
 	var object string
 	var limit int32
 	var since time.Duration
@@ -30,8 +30,11 @@ func newEventList() *cobra.Command {
 		Use: "ls", Short: "List what happened, oldest first", Args: cobra.NoArgs,
 		Long: `List what happened to VMs, hosts and networks, who or what caused it, and of which task it is part. Events are
 kept for a week, and 5000 of them. With --json each event is one line. An event that its host could not
-write at once, because the store was away, comes late with --follow.`,
-		Example: "  godwit event ls --since 1h --object web-1\n  godwit event ls --follow",
+write at once, because the store was away, comes late with --follow.
+
+With --audit they are those about calls instead: who made each call that changes something, from where, and how
+it ended, and what was turned away. Those are kept for 30 days, and 5000 of them beside the others.`,
+		Example: "  godwit event ls --since 1h --object web-1\n  godwit event ls --follow\n  godwit event ls --audit --since 24h",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if since < 0 {
 				return usageError{fault.New(fault.Invalid, "--since %v: say how long ago, like 1h", since)}
@@ -43,13 +46,13 @@ write at once, because the store was away, comes late with --follow.`,
 			if err != nil {
 				return err
 			}
-			req := &godwitv1.ListEventsRequest{Follow: follow, Object: object, Limit: limit}
+			req := &godwitv1.ListEventsRequest{Follow: follow, Object: object, Limit: limit, Audit: audit}
 			if since > 0 {
 				req.Since = durationpb.New(since)
 			}
 			stream, err := c.events.ListEvents(cmd.Context(), connect.NewRequest(req))
 			if err != nil {
-				return faults{socket: socketOf(cmd)}.read(err)
+				return faultsOf(cmd).read(err)
 			}
 			defer func() { _ = stream.Close() }()
 			for stream.Receive() {
@@ -58,12 +61,13 @@ write at once, because the store was away, comes late with --follow.`,
 				}
 			}
 			if err := stream.Err(); err != nil {
-				return faults{socket: socketOf(cmd)}.read(err)
+				return faultsOf(cmd).read(err)
 			}
 			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&follow, "follow", false, "go on with every further event as it happens")
+	cmd.Flags().BoolVar(&audit, "audit", false, "only those about calls that somebody made")
 	cmd.Flags().StringVar(&object, "object", "", "only those about the object of this name or id")
 	cmd.Flags().DurationVar(&since, "since", 0, "only the last so long, like 1h; 0: as far back as they are kept")
 	cmd.Flags().Int32Var(&limit, "limit", 0, "at most so many of the past; 0: 1000")
@@ -95,7 +99,10 @@ func eventLine(out io.Writer, e *godwitv1.Event) error {
 		words = append(words, e.GetMessage())
 	}
 	var more []string
-	if e.GetBy() != "" {
+	switch {
+	case e.GetFrom() != "":
+		more = append(more, strings.TrimSpace("by "+e.GetBy()+" from "+e.GetFrom()))
+	case e.GetBy() != "":
 		more = append(more, "by "+e.GetBy())
 	}
 	if e.GetTask() != "" {

@@ -116,12 +116,15 @@ QEMU does not answer; 130 canceled.`,
 		return usageError{fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())}
 	})
 	root.PersistentFlags().String("socket", defaultSocket, "unix socket of the agent to talk to")
+	root.PersistentFlags().String("server", "", "HOST:PORT of an agent to talk to over TLS as a user of the cluster, instead of a socket (godwit login)")
+	root.PersistentFlags().String("token-file", "", "file with the user's token; empty: GODWIT_TOKEN, or what godwit login has kept")
+	root.PersistentFlags().String("ca-hash", "", "hash of the cluster's CA, which --server must have; empty: what godwit login has kept")
 	root.PersistentFlags().String("config", config.DefaultFile, "configuration file of the host; the usual one may be missing")
 	root.PersistentFlags().Bool("json", false, "print JSON instead of a table")
 	root.PersistentFlags().String("request", "", "idempotency key of this call: repeated with it, it is done once; empty: a random one")
 	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
 	root.AddCommand(newHost(), newVM(), newMigration(), newTask(), newEvent(), newNetwork(), newDatastore(), newImage(), newDoctor(),
-		newConfig(), newSupportBundle(), newInit(), newToken(), newJoin(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
+		newConfig(), newSupportBundle(), newInit(), newUser(), newLogin(), newLogout(), newWhoAmI(), newToken(), newJoin(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
 		newVersion(), newCompletion(), newMan())
 	tidyArgs(root)
 	completeNames(root)

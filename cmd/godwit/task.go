@@ -153,7 +153,7 @@ ends the watching, not the task.`,
 			}
 			stream, err := c.tasks.WatchTask(cmd.Context(), connect.NewRequest(&godwitv1.WatchTaskRequest{Task: args[0]}))
 			if err != nil {
-				return faults{socket: socketOf(cmd)}.read(err)
+				return faultsOf(cmd).read(err)
 			}
 			defer func() { _ = stream.Close() }()
 			var last *godwitv1.Task
@@ -172,7 +172,7 @@ ends the watching, not the task.`,
 				_, _ = fmt.Fprint(os.Stderr, "\r\x1b[K") // as above
 			}
 			if err := stream.Err(); err != nil {
-				return faults{socket: socketOf(cmd)}.read(err)
+				return faultsOf(cmd).read(err)
 			}
 			if last == nil {
 				return fault.New(fault.Unavailable, "task %s: its end was not seen: ask godwit task info %s", args[0], args[0])

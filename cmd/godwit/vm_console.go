@@ -43,7 +43,7 @@ A connection ends when the VM moves to another host; the viewer connects again.`
 			}
 			stream := c.vms.ConsoleVM(cmd.Context())
 			if err := stream.Send(&godwitv1.ConsoleVMRequest{Vm: args[0]}); err != nil && !errors.Is(err, io.EOF) {
-				return faults{socket: socketOf(cmd)}.read(err)
+				return faultsOf(cmd).read(err)
 			}
 			if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
 				fmt.Fprintf(os.Stderr, "console of %s: Ctrl-] leaves it\n", args[0])
@@ -63,7 +63,7 @@ A connection ends when the VM moves to another host; the viewer connects again.`
 					return nil
 				}
 				if err != nil {
-					return faults{socket: socketOf(cmd)}.read(err)
+					return faultsOf(cmd).read(err)
 				}
 				if _, err := cmd.OutOrStdout().Write(msg.GetOutput()); err != nil {
 					return err
@@ -91,9 +91,4 @@ func copyInput(in io.Reader, send func([]byte) error) {
 			return
 		}
 	}
-}
-
-func socketOf(cmd *cobra.Command) string {
-	socket, _ := cmd.Flags().GetString("socket") // the flag is persistent and has a default
-	return socket
 }

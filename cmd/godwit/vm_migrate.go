@@ -73,7 +73,7 @@ task; "godwit task cancel" ends it, and the VM runs on where it was.`,
 func followMigration(cmd *cobra.Command, c *client, id string) error {
 	stream, err := c.migrations.WatchMigration(cmd.Context(), connect.NewRequest(&godwitv1.WatchMigrationRequest{Migration: id}))
 	if err != nil {
-		return faults{socket: socketOf(cmd)}.read(err)
+		return faultsOf(cmd).read(err)
 	}
 	defer func() { _ = stream.Close() }()
 	show := newProgress(os.Stderr)
@@ -87,7 +87,7 @@ func followMigration(cmd *cobra.Command, c *client, id string) error {
 		if cmd.Context().Err() != nil {
 			return c.requests.goesOn(cmd.Context(), c.requests.key)
 		}
-		return faults{socket: socketOf(cmd)}.read(err)
+		return faultsOf(cmd).read(err)
 	}
 	if last == nil {
 		return fault.New(fault.Unavailable, "migration %s: its end was not seen: ask godwit migration show %s", id, id)

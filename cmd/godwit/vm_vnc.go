@@ -76,7 +76,7 @@ func serveVNC(cmd *cobra.Command, vm, listen string) error {
 		viewers.Go(func() {
 			defer func() { <-slots }()
 			if err := view(ctx, c, vm, conn); err != nil && ctx.Err() == nil {
-				fmt.Fprintf(os.Stderr, "a viewer was cut off: %v\n", faults{socket: socketOf(cmd)}.read(err))
+				fmt.Fprintf(os.Stderr, "a viewer was cut off: %v\n", faultsOf(cmd).read(err))
 			}
 		})
 	}
@@ -149,7 +149,7 @@ func tryDisplay(cmd *cobra.Command, c *client, vm string) error {
 	ctx, done := context.WithTimeout(cmd.Context(), showMax)
 	defer done()
 	stream := c.vms.DisplayVM(ctx)
-	read := faults{socket: socketOf(cmd)}.read
+	read := faultsOf(cmd).read
 	if err := stream.Send(&godwitv1.DisplayVMRequest{Vm: vm}); err != nil && !errors.Is(err, io.EOF) {
 		return read(err)
 	}

@@ -120,17 +120,16 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	r = r.WithContext(task.WithCaller(r.Context(), id.caller()))
+	ctx, end := task.WithCaller(r.Context(), id.caller()), func() {}
 	if g.streams[r.URL.Path] {
-		ctx, end := g.keepJudging(r.Context(), r, who, id, http.NewResponseController(w))
-		defer end()
-		r = r.WithContext(ctx)
+		ctx, end = g.keepJudging(ctx, r, who, id, http.NewResponseController(w))
 	} else {
 		// A caller that sends its request a byte at a time holds its place no longer than that. What cannot have a deadline has none:
 		// HTTP/1.1 after a hijack, which no call of ours does.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(g.callers.Limits.RequestTime))
 	}
-	g.next.ServeHTTP(w, r)
+	defer end()
+	g.next.ServeHTTP(w, r.WithContext(ctx))
 }
 
 // admit finds out who calls, counts the call and judges it. The call is over when leave is called.
