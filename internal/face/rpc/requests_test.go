@@ -9,16 +9,18 @@ import (
 
 // reads are the first words of calls that change nothing; unkeyed are those that do and take no key.
 var (
-	reads   = []string{"List", "Get", "Watch", "Doctor", "Console", "Display", "Screenshot", "WhoAmI"}
+	reads   = []string{"List", "Get", "Watch", "Doctor", "Console", "Display", "Screenshot", "WhoAmI", "BackUp"}
 	unkeyed = map[string]string{
-		"CancelMigration": "a repeat finds it canceled",
-		"CancelTask":      "a repeat finds it canceled",
-		"Join":            "its token is the key",
-		"Prepare":         "between hosts, with the migration's id",
-		"Release":         "between hosts, with the migration's id",
-		"Discard":         "between hosts, with the migration's id",
-		"AdmitMove":       "between hosts, and changes nothing",
-		"EndMove":         "between hosts, with the move's id",
+		"CancelMigration":   "a repeat finds it canceled",
+		"CancelTask":        "a repeat finds it canceled",
+		"RotateCertificate": "a repeat makes one more, and the last one counts",
+		"SignCertificate":   "between hosts, and the last one counts",
+		"Join":              "its token is the key",
+		"Prepare":           "between hosts, with the migration's id",
+		"Release":           "between hosts, with the migration's id",
+		"Discard":           "between hosts, with the migration's id",
+		"AdmitMove":         "between hosts, and changes nothing",
+		"EndMove":           "between hosts, with the move's id",
 	}
 )
 

@@ -72,6 +72,10 @@ var rights = map[string]right{
 
 	"EventService/ListEvents": reading(inventory.Viewer),
 
+	"ClusterService/GetCluster":        reading(inventory.Viewer),
+	"ClusterService/BackUp":            changing(inventory.Admin), // it changes nothing, and whoever has it has all that the store has
+	"ClusterService/RotateCertificate": changing(inventory.Admin),
+
 	"UserService/CreateUser":      changing(inventory.Admin),
 	"UserService/ListUsers":       reading(inventory.Admin),
 	"UserService/SetUserRole":     changing(inventory.Admin),
@@ -87,7 +91,9 @@ var rights = map[string]right{
 	"HandoverService/Release": hostsOnly,
 	"HandoverService/Discard": hostsOnly,
 	"MoveService/AdmitMove":   hostsOnly,
-	"MoveService/EndMove":     hostsOnly,
+
+	"CertificateService/SignCertificate": hostsOnly,
+	"MoveService/EndMove":                hostsOnly,
 }
 
 // apiPath begins the paths of all calls of the API.
