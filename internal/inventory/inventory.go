@@ -87,7 +87,9 @@ type Renewal struct {
 	Sequence uint64
 	Lease    time.Duration // how long the authority lasts, by the host's clock, from the send of the renewal
 	Fencing  Fencing
-	Fenced   bool // the host's epoch was ended by a fence, and no agent has begun another since
+	Epoch    uint64 // of the host, now: a new one is a sign of life too
+	BootID   string // of the kernel under the agent's last start
+	Fenced   bool   // the host's epoch was ended by a fence, and no agent has begun another since
 }
 
 // HostSpec is what a host says of itself when its agent starts.

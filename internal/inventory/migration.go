@@ -66,6 +66,9 @@ type MigrationStatus struct {
 	Ended    time.Time
 	Result   MigrationResult
 	Released bool // the release was decided: see policy/handover
+
+	// SourceDiscarded says that the source will never run the VM in this migration: with the target dead the leader gives it a new owner.
+	SourceDiscarded bool
 }
 
 // Progress is what the engine sees while it works. Rates are of the last round.

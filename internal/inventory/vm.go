@@ -148,7 +148,9 @@ const (
 type VMPlace struct {
 	Blocked string // why the VM is not started again, with what to do; empty: nothing stands against it
 	Since   time.Time
-	Restart Restart // the last time the leader gave the VM a new owner; zero: never
+	Restart Restart // the last time the leader gave the VM a new owner that starts it; zero: never
+
+	Restarts int // how often that was
 }
 
 // Restart says why a VM has the owner that it has: its last one was lost. An owner that finds a VM with the generation of a restart, wanted

@@ -63,7 +63,7 @@ func MigrationStatus(s inventory.MigrationStatus) *godwitv1.MigrationStatus {
 		Started:  stamp(s.Started),
 		Ended:    stamp(s.Ended),
 		Result:   result(s.Result),
-		Released: s.Released,
+		Released: s.Released, SourceDiscarded: s.SourceDiscarded,
 	}
 }
 
@@ -77,7 +77,7 @@ func FromMigrationStatus(m *godwitv1.MigrationStatus) inventory.MigrationStatus 
 		Started:  fromStamp(m.GetStarted()),
 		Ended:    fromStamp(m.GetEnded()),
 		Result:   fromResult(m.GetResult()),
-		Released: m.GetReleased(),
+		Released: m.GetReleased(), SourceDiscarded: m.GetSourceDiscarded(),
 	}
 }
 

@@ -2147,17 +2147,18 @@ func (x *MigrationSpec) GetCanceled() bool {
 }
 
 type MigrationStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Reasons       []string               `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
-	Progress      *Progress              `protobuf:"bytes,4,opt,name=progress,proto3" json:"progress,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
-	Ended         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=ended,proto3" json:"ended,omitempty"`
-	Result        *MigrationResult       `protobuf:"bytes,7,opt,name=result,proto3" json:"result,omitempty"`
-	Released      bool                   `protobuf:"varint,8,opt,name=released,proto3" json:"released,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Phase           string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	Reason          string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reasons         []string               `protobuf:"bytes,3,rep,name=reasons,proto3" json:"reasons,omitempty"`
+	Progress        *Progress              `protobuf:"bytes,4,opt,name=progress,proto3" json:"progress,omitempty"`
+	Started         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	Ended           *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=ended,proto3" json:"ended,omitempty"`
+	Result          *MigrationResult       `protobuf:"bytes,7,opt,name=result,proto3" json:"result,omitempty"`
+	Released        bool                   `protobuf:"varint,8,opt,name=released,proto3" json:"released,omitempty"`
+	SourceDiscarded bool                   `protobuf:"varint,9,opt,name=source_discarded,json=sourceDiscarded,proto3" json:"source_discarded,omitempty"` // the source will never run the VM in this migration
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *MigrationStatus) Reset() {
@@ -2242,6 +2243,13 @@ func (x *MigrationStatus) GetResult() *MigrationResult {
 func (x *MigrationStatus) GetReleased() bool {
 	if x != nil {
 		return x.Released
+	}
+	return false
+}
+
+func (x *MigrationStatus) GetSourceDiscarded() bool {
+	if x != nil {
+		return x.SourceDiscarded
 	}
 	return false
 }
@@ -2720,6 +2728,7 @@ type VMPlace struct {
 	Blocked       string                 `protobuf:"bytes,1,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	Restart       *Restart               `protobuf:"bytes,3,opt,name=restart,proto3" json:"restart,omitempty"`
+	Restarts      uint32                 `protobuf:"varint,4,opt,name=restarts,proto3" json:"restarts,omitempty"` // how often the leader had the VM started again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2773,6 +2782,13 @@ func (x *VMPlace) GetRestart() *Restart {
 		return x.Restart
 	}
 	return nil
+}
+
+func (x *VMPlace) GetRestarts() uint32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
 }
 
 type Restart struct {
@@ -3812,7 +3828,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\fdowntime_max\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vdowntimeMax\x128\n" +
 	"\trequested\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\trequested\x12\x0e\n" +
 	"\x02by\x18\b \x01(\tR\x02by\x12\x1a\n" +
-	"\bcanceled\x18\t \x01(\bR\bcanceled\"\xc2\x02\n" +
+	"\bcanceled\x18\t \x01(\bR\bcanceled\"\xed\x02\n" +
 	"\x0fMigrationStatus\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -3821,7 +3837,8 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
 	"\x05ended\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x122\n" +
 	"\x06result\x18\a \x01(\v2\x1a.godwit.v1.MigrationResultR\x06result\x12\x1a\n" +
-	"\breleased\x18\b \x01(\bR\breleased\"\xde\x02\n" +
+	"\breleased\x18\b \x01(\bR\breleased\x12)\n" +
+	"\x10source_discarded\x18\t \x01(\bR\x0fsourceDiscarded\"\xde\x02\n" +
 	"\bProgress\x12\x14\n" +
 	"\x05round\x18\x01 \x01(\x05R\x05round\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x1c\n" +
@@ -3862,11 +3879,12 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\fHostStanding\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x10\n" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x120\n" +
-	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x83\x01\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9f\x01\n" +
 	"\aVMPlace\x12\x18\n" +
 	"\ablocked\x18\x01 \x01(\tR\ablocked\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12,\n" +
-	"\arestart\x18\x03 \x01(\v2\x12.godwit.v1.RestartR\arestart\"{\n" +
+	"\arestart\x18\x03 \x01(\v2\x12.godwit.v1.RestartR\arestart\x12\x1a\n" +
+	"\brestarts\x18\x04 \x01(\rR\brestarts\"{\n" +
 	"\aRestart\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +

@@ -50,8 +50,8 @@ type Plans struct {
 
 // The pauses of plans.
 const (
-	planEvery  = 250 * time.Millisecond // between two looks at the store for new plans
-	againEvery = 500 * time.Millisecond // between two tries of a step
+	planEvery  = 200 * time.Millisecond // between two looks at the store for new plans
+	againEvery = 200 * time.Millisecond // between two tries of a step
 	forgetRare = 10 * time.Minute       // between two looks for plans that are old
 )
 

@@ -52,7 +52,7 @@ func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.Sourc
 	case handover.ClearHeir:
 		tasks.Go(func() { s.clearHeir(ctx) })
 	case handover.RecordDiscarded:
-		s.set(func(st *inventory.MigrationStatus) { st.Reason = "source discarded: " + a.Why })
+		s.set(func(st *inventory.MigrationStatus) { st.Reason, st.SourceDiscarded = a.Why, true })
 		s.writeStatus(undo)
 	case handover.SourceReport:
 		s.reportEnd(undo, a)

@@ -91,16 +91,17 @@ func (s *Store) Renewals(ctx context.Context) ([]inventory.Renewal, error) {
 			return nil, err
 		}
 		r := last[inventory.HostID(id)]
-		r.Host, r.Fenced = inventory.HostID(id), e.Fenced
+		r.Host, r.Epoch, r.BootID, r.Fenced = inventory.HostID(id), e.Epoch, e.BootID, e.Fenced
 		all = append(all, r)
 	}
 	return all, nil
 }
 
-// Fence ends the epoch of a host whose last renewal had this revision, by one transaction: it is fault.Conflict when the host has renewed, or its
-// agent begun an epoch, since. From then on no transaction of the host's agent succeeds, and its VMs may be given to others
-// (Term.Reassign). Only the leader may, and only after the wait or the proof of policy/authority.
-func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64, why string) error {
+// Fence ends the epoch of a host whose last renewal had this revision, by one transaction that writes the events too: it is fault.Conflict
+// when the host has renewed, or its agent begun an epoch, since. From then on no transaction of the host's agent succeeds, and its VMs may be
+// given to others (Term.Reassign). Only the leader may, and only after the wait or the proof of policy/authority. To fence a host that is
+// fenced does nothing.
+func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64, why string, events ...inventory.Event) error {
 	key := keyHost(host, partEpoch)
 	old, epochRevision, err := load(ctx, t.w.s, key, hostEpochs)
 	if err != nil {
@@ -118,7 +119,11 @@ func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64,
 	if err != nil {
 		return err
 	}
-	done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(key, epochRevision), unchanged(keyAlive(host), revision)}, clientv3.OpPut(key, value))
+	ops, err := putEvents(events)
+	if err != nil {
+		return err
+	}
+	done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(key, epochRevision), unchanged(keyAlive(host), revision)}, append(ops, clientv3.OpPut(key, value))...)
 	if err != nil {
 		return fault.Wrap("fence", "host "+string(host), err)
 	}
@@ -128,11 +133,18 @@ func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64,
 	return nil
 }
 
-// Reassign changes the run record of a VM whose hosts in dead are fenced, and says so in its place record, in one transaction that compares
-// both and that each of them is fenced still: one whose agent has begun a new epoch since is fault.Conflict. change may be called several times; its
-// error ends the attempt and is returned as it is.
-func (t *Term) Reassign(ctx context.Context, id inventory.VMID, dead []inventory.HostID, change func(*inventory.VMRun, *inventory.VMPlace) error) (inventory.VMRun, error) {
+// Reassign changes the run record of a VM whose hosts in dead are dead, and says so in its place record, in one transaction that compares
+// both, and the epoch of each of the dead, and writes the events. Dead is a host that is fenced or was removed, and a heir that was booted
+// since it was named; one that is not, or no longer, is fault.Conflict. change may be called several times; its error ends the attempt and
+// is returned as it is.
+func (t *Term) Reassign(
+	ctx context.Context, id inventory.VMID, dead []inventory.HostID, change func(*inventory.VMRun, *inventory.VMPlace) error, events ...inventory.Event,
+) (inventory.VMRun, error) {
 	runKey, placeKey := keyVM(id, partRun), keyVM(id, partPlace)
+	ops, err := putEvents(events)
+	if err != nil {
+		return inventory.VMRun{}, err
+	}
 	for range attemptsMax {
 		run, runRevision, err := load(ctx, t.w.s, runKey, vmRuns)
 		if err != nil {
@@ -145,16 +157,9 @@ func (t *Term) Reassign(ctx context.Context, id inventory.VMID, dead []inventory
 		if err != nil {
 			return inventory.VMRun{}, err
 		}
-		cmps := []clientv3.Cmp{unchanged(runKey, runRevision), unchanged(placeKey, placeRevision)}
-		for _, host := range dead {
-			epoch, revision, err := load(ctx, t.w.s, keyHost(host, partEpoch), hostEpochs)
-			if err != nil {
-				return inventory.VMRun{}, err
-			}
-			if revision != 0 && !epoch.value.Fenced {
-				return inventory.VMRun{}, fault.New(fault.Conflict, "host %s has come back meanwhile", host)
-			}
-			cmps = append(cmps, unchanged(keyHost(host, partEpoch), revision))
+		still, err := t.stillDead(ctx, dead, run.value.Heir)
+		if err != nil {
+			return inventory.VMRun{}, err
 		}
 		newRun, newPlace := run.value, place.value
 		if err := change(&newRun, &newPlace); err != nil {
@@ -168,7 +173,8 @@ func (t *Term) Reassign(ctx context.Context, id inventory.VMID, dead []inventory
 		if err != nil {
 			return inventory.VMRun{}, err
 		}
-		done, err := t.w.commit(ctx, cmps, clientv3.OpPut(runKey, runText), clientv3.OpPut(placeKey, placeText))
+		done, err := t.w.commit(ctx, append(still, unchanged(runKey, runRevision), unchanged(placeKey, placeRevision)),
+			append([]clientv3.Op{clientv3.OpPut(runKey, runText), clientv3.OpPut(placeKey, placeText)}, ops...)...)
 		if err != nil {
 			return inventory.VMRun{}, err
 		}
@@ -179,16 +185,59 @@ func (t *Term) Reassign(ctx context.Context, id inventory.VMID, dead []inventory
 	return inventory.VMRun{}, fault.New(fault.Conflict, "vm %s was changed by others %d times meanwhile: try again", id, attemptsMax)
 }
 
-// PutPlace writes what the leader says of a VM; nothing is written when it says so already.
+// stillDead compares that each of the hosts is dead and stays so.
+func (t *Term) stillDead(ctx context.Context, dead []inventory.HostID, heir inventory.Heir) ([]clientv3.Cmp, error) {
+	var cmps []clientv3.Cmp
+	for _, host := range dead {
+		epoch, revision, err := load(ctx, t.w.s, keyHost(host, partEpoch), hostEpochs)
+		if err != nil {
+			return nil, err
+		}
+		rebooted := host == heir.Host && heir.BootID != "" && epoch.value.BootID != heir.BootID
+		if revision != 0 && !epoch.value.Fenced && !rebooted {
+			return nil, fault.New(fault.Conflict, "host %s has come back meanwhile", host)
+		}
+		cmps = append(cmps, unchanged(keyHost(host, partEpoch), revision))
+	}
+	return cmps, nil
+}
+
+// PutPlace writes what the leader says of a VM that exists; nothing is written when it says so already.
 func (t *Term) PutPlace(ctx context.Context, id inventory.VMID, change func(*inventory.VMPlace) error) error {
-	_, err := apply(ctx, t.w, edit[inventory.VMPlace]{what: "place of vm " + string(id), key: keyVM(id, partPlace), codec: vmPlaces, change: change})
+	_, err := apply(ctx, t.w, edit[inventory.VMPlace]{
+		what: "place of vm " + string(id), key: keyVM(id, partPlace), codec: vmPlaces, change: change,
+		before: func(ctx context.Context) ([]clientv3.Cmp, error) {
+			return t.whileThere(ctx, keyVM(id, partSpec), noVM(string(id)))
+		},
+	})
 	return err
 }
 
-// PutStanding writes what the leader says of a host; nothing is written when it says so already.
-func (t *Term) PutStanding(ctx context.Context, host inventory.HostID, change func(*inventory.HostStanding) error) error {
-	_, err := apply(ctx, t.w, edit[inventory.HostStanding]{
+// PutStanding writes what the leader says of a host that is a member, and the events in the same transaction. Without events nothing is
+// written when it says so already.
+func (t *Term) PutStanding(ctx context.Context, host inventory.HostID, change func(*inventory.HostStanding) error, events ...inventory.Event) error {
+	ops, err := putEvents(events)
+	if err != nil {
+		return err
+	}
+	e := edit[inventory.HostStanding]{
 		what: "standing of host " + string(host), key: keyHost(host, partStanding), codec: hostStandings, change: change,
-	})
+		before: func(ctx context.Context) ([]clientv3.Cmp, error) {
+			return t.whileThere(ctx, keyHost(host, partEpoch), noHost(host))
+		},
+	}
+	if len(ops) > 0 {
+		e.with = func(inventory.HostStanding) ([]clientv3.Cmp, []clientv3.Op) { return nil, ops }
+	}
+	_, err = apply(ctx, t.w, e)
 	return err
+}
+
+// whileThere compares that a key exists, so that nothing is written about an object that was removed meanwhile.
+func (t *Term) whileThere(ctx context.Context, key string, missing error) ([]clientv3.Cmp, error) {
+	resp, err := t.w.s.get(ctx, key, clientv3.WithCountOnly())
+	if err == nil && resp.Count == 0 {
+		err = missing
+	}
+	return []clientv3.Cmp{exists(key)}, err
 }

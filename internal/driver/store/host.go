@@ -197,3 +197,24 @@ func (w *Writer) PutNetwork(ctx context.Context, n inventory.Network) error {
 	})
 	return err
 }
+
+// Standings returns what the leader has said of each host, as of one moment; a host of which it never said anything is missing.
+func (s *Store) Standings(ctx context.Context) (map[inventory.HostID]inventory.HostStanding, error) {
+	resp, err := s.get(ctx, rootHost, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fault.Wrap("list", "hosts", err)
+	}
+	all := map[inventory.HostID]inventory.HostStanding{}
+	for _, kv := range resp.Kvs {
+		id, part := split(rootHost, string(kv.Key))
+		if part != partStanding {
+			continue
+		}
+		standing, err := read(hostStandings, string(kv.Key), kv)
+		if err != nil {
+			return nil, fault.Wrap("list", "hosts", err)
+		}
+		all[inventory.HostID(id)] = standing
+	}
+	return all, nil
+}

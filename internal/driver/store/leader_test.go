@@ -112,10 +112,11 @@ func TestIntercept(t *testing.T) {
 			}
 			return nil
 		})
-		host := inventory.HostID("before")
+		host := inventory.HostID("host-2")
 		if after {
-			host = "after"
+			host = "host-3"
 		}
+		writer(t, s, host)
 		err := term.PutStanding(t.Context(), host, func(h *inventory.HostStanding) error { h.State = "silent"; return nil })
 		if !errors.Is(err, killed) {
 			t.Errorf("%s: %v", host, err)

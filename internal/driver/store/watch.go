@@ -17,7 +17,7 @@ type Kind string
 // change all the time, and whoever wants them reads them.
 const (
 	VMs        Kind = "vm"        // spec, run, active migration
-	Hosts      Kind = "host"      // spec, epoch
+	Hosts      Kind = "host"      // spec, epoch, standing
 	Networks   Kind = "network"   // spec
 	Migrations Kind = "migration" // spec, status
 )
@@ -37,7 +37,7 @@ type watched struct {
 
 var watchables = []watched{
 	{VMs, rootVM, []string{partSpec, partRun, partMigration}},
-	{Hosts, rootHost, []string{partSpec, partEpoch}},
+	{Hosts, rootHost, []string{partSpec, partEpoch, partStanding}},
 	{Networks, rootNetwork, []string{partSpec}},
 	{Migrations, rootMigration, []string{partSpec, partStatus}},
 }

@@ -1,5 +1,5 @@
 // Package ha decides what becomes of the VMs of hosts that are dead or silent: who may start them again, with which generation, or what
-// stands against it. It is pure: facts in, a decision out. Placement on a host is not its matter.
+// stands against it (Decide), and which host takes one (Choose, choose.go). It is pure: facts in, a decision out.
 package ha
 
 import "github.com/godwit-vm/godwit/internal/inventory"
@@ -21,6 +21,8 @@ type Case struct {
 	// Of the open hand-over; they count while an heir stands.
 	Heir          Life
 	HeirDiscarded bool // the heir has answered, for this migration, that it never ran the VM and never will
+	// The owner has written into the migration's record that it gave its copy up for good: it waits for a new owner, though it lives.
+	OwnerDiscarded bool
 }
 
 // DecisionKind names what is to be done.
@@ -43,13 +45,16 @@ type Decision struct {
 	Wait       inventory.HostID     // of Wait: who is silent
 }
 
-// Decide says what is to be done. While an heir stands nobody starts the VM until each of owner and heir is dead or, for the heir, has
-// discarded: docs/architecture.md, "Safety of the hand-over".
+// Decide says what is to be done. While an heir stands nobody starts the VM until each of owner and heir is dead or has discarded:
+// docs/architecture.md, "Safety of the hand-over". That both have discarded is no case of its own: the owner that hears of the
+// heir's word goes on by itself.
 func Decide(c Case) Decision {
 	next := c.Run.Generation + 1
 	if !c.Run.Heir.IsZero() {
 		next = max(next, c.Run.Heir.Generation+1) // the heir's number is burnt
 		switch {
+		case c.OwnerDiscarded && c.Heir == Dead:
+			return start(c.Run.Wanted, next)
 		case c.Owner == Living && c.Heir == Dead:
 			return Decision{Kind: TellOwner}
 		case c.Owner == Living:
@@ -63,12 +68,18 @@ func Decide(c Case) Decision {
 			return Decision{Kind: AskDiscard}
 		}
 	}
-	switch {
-	case c.Owner == Living:
+	switch c.Owner {
+	case Living:
 		return Decision{Kind: Leave}
-	case c.Owner == Silent:
+	case Silent:
 		return Decision{Kind: Wait, Wait: c.Run.Owner}
-	case c.Run.Wanted == inventory.PowerOn:
+	case Dead:
+	}
+	return start(c.Run.Wanted, next)
+}
+
+func start(wanted inventory.Power, next inventory.Generation) Decision {
+	if wanted == inventory.PowerOn {
 		return Decision{Kind: Restart, Generation: next}
 	}
 	return Decision{Kind: Release, Generation: next}

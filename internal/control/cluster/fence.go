@@ -1,0 +1,203 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
+)
+
+// Power switches hosts off from outside (IPMI, Redfish). No driver for it exists yet.
+type Power interface {
+	// Off switches the host off and returns nil when it has confirmed that the host is off: nothing runs there any more. fault.NotFound
+	// says that there is no way to do that for this host. It may be repeated.
+	Off(ctx context.Context, host inventory.HostID) error
+}
+
+// Fencer is the loop that watches the hosts' renewals, fences those that are proven dead (policy/authority), and says of each host where
+// it stands. It fences with proof only: after the wait, where the host has a watchdog; on an operator's word (ConfirmDead); when its power
+// is confirmed off. It moves no VM: that is Recoverer's.
+type Fencer struct {
+	Settings authority.Settings
+	Now      func() authority.Moment // this machine's CLOCK_BOOTTIME
+	Power    Power                   // nil: none
+	Log      *slog.Logger
+}
+
+// offMax bounds one try to switch a host off.
+const offMax = 10 * time.Second
+
+// Name implements Loop.
+func (f *Fencer) Name() string { return "fence" }
+
+// Run implements Loop.
+func (f *Fencer) Run(ctx context.Context, term *store.Term) error {
+	w := watcher{Fencer: f, term: term, observer: authority.NewObserver(f.Settings), said: map[inventory.HostID]inventory.HostStanding{}}
+	hosts, err := term.Store().Standings(ctx)
+	if err != nil {
+		return err
+	}
+	w.said = hosts
+	tick := time.NewTicker(f.Settings.RenewEvery / 2)
+	defer tick.Stop()
+	for {
+		if err := w.round(ctx); over(err) {
+			return err
+		} else if err != nil && ctx.Err() == nil {
+			f.Log.LogAttrs(ctx, slog.LevelWarn, "hosts not looked at", slog.Any("err", err))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// watcher is a Fencer in one term.
+type watcher struct {
+	*Fencer
+
+	term     *store.Term
+	observer authority.Observer
+	said     map[inventory.HostID]inventory.HostStanding // what the store says of each host
+}
+
+// round looks once, fences who is to be fenced, and writes what has changed.
+func (w *watcher) round(ctx context.Context) error {
+	renewals, err := w.term.Store().Renewals(ctx)
+	if err != nil {
+		return err
+	}
+	w.observer.Read(renewals, w.Now())
+	if err := w.hearWords(ctx); err != nil {
+		return err
+	}
+	findings := w.observer.Look(w.Now())
+	for _, f := range findings {
+		if f.Standing == authority.Blocked && w.switchedOff(ctx, f) {
+			f.Standing, f.Why = authority.Silent, "its power is off, which was confirmed"
+		}
+		if err := w.act(ctx, f); err != nil {
+			if over(err) {
+				return err
+			}
+			w.Log.LogAttrs(ctx, slog.LevelWarn, "host not dealt with", slog.String("host", string(f.Host)), slog.Any("err", err))
+		}
+	}
+	return nil
+}
+
+// hearWords gives the observer what operators have said of hosts.
+func (w *watcher) hearWords(ctx context.Context) error {
+	plans, err := w.term.Store().Plans(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range plans {
+		if p.Kind != KindConfirmDead || p.State.Final() {
+			continue
+		}
+		if revision, err := strconv.ParseInt(p.Arguments[argRevision], 10, 64); err == nil {
+			w.observer.ConfirmDead(inventory.HostID(p.Object), revision, p.By+" has confirmed that it is dead")
+		}
+	}
+	return nil
+}
+
+// switchedOff tries to switch a host off that cannot be fenced otherwise.
+func (w *watcher) switchedOff(ctx context.Context, f authority.Finding) bool {
+	if w.Power == nil {
+		return false
+	}
+	within, done := context.WithTimeout(ctx, offMax)
+	defer done()
+	if err := w.Power.Off(within, f.Host); err != nil {
+		if !fault.Is(err, fault.NotFound) {
+			w.Log.LogAttrs(ctx, slog.LevelWarn, "host not switched off", slog.String("host", string(f.Host)), slog.Any("err", err))
+		}
+		return false
+	}
+	return w.observer.ConfirmDead(f.Host, f.Revision, "its power is off, which was confirmed")
+}
+
+// act fences a host that is to be fenced, and writes where it stands.
+func (w *watcher) act(ctx context.Context, f authority.Finding) error {
+	now := inventory.HostStanding{State: string(f.Standing), Why: f.Why}
+	switch f.Standing {
+	case authority.Silent:
+		w.Log.LogAttrs(ctx, slog.LevelWarn, "fences", slog.String("host", string(f.Host)), slog.String("why", f.Why))
+		err := w.term.Fence(ctx, f.Host, f.Revision, f.Why, event(hostFenced, string(f.Host), f.Why))
+		if fault.Is(err, fault.Conflict) && !over(err) {
+			return nil // it lives: the next look finds that
+		}
+		if err != nil {
+			return err
+		}
+		now.State = string(authority.Fenced)
+	case authority.Fenced:
+		if w.said[f.Host].State == now.State {
+			return nil
+		}
+		epoch, err := w.term.Store().Epoch(ctx, f.Host) // fenced by a leader that came no further
+		if err != nil {
+			return err
+		}
+		now.Why = epoch.Why
+	case authority.Up:
+		switch {
+		case f.Quiet >= w.Settings.Stop:
+			now = inventory.HostStanding{State: string(authority.Silent), Why: fmt.Sprintf("no sign of life: after %v without one it counts as dead", w.Settings.Silence)}
+			if w.said[f.Host].State == string(authority.Blocked) {
+				return nil // a new leader waits as the one before has waited
+			}
+		case !f.Alive:
+			return nil
+		}
+	case authority.Blocked:
+	}
+	return w.say(ctx, f.Host, now)
+}
+
+// say writes where a host stands when that has changed, and tells of it.
+func (w *watcher) say(ctx context.Context, host inventory.HostID, now inventory.HostStanding) error {
+	was := w.said[host]
+	if was.State == "" {
+		was.State = string(authority.Up)
+	}
+	if was.State == now.State && was.Why == now.Why {
+		return nil
+	}
+	now.Since = time.Now()
+	var events []inventory.Event
+	if was.State == now.State {
+		now.Since = was.Since
+	} else {
+		switch authority.Standing(now.State) {
+		case authority.Up:
+			events = append(events, event(hostBack, string(host), "it was "+was.State+", and gives signs of life again"))
+		case authority.Silent:
+			events = append(events, event(hostSilent, string(host), now.Why))
+		case authority.Blocked:
+			events = append(events, event(hostBlocked, string(host), now.Why))
+		case authority.Fenced: // told with the fence itself
+		}
+	}
+	err := w.term.PutStanding(ctx, host, func(s *inventory.HostStanding) error {
+		*s = now
+		return nil
+	}, events...)
+	if err == nil {
+		w.said[host] = now
+	}
+	if fault.Is(err, fault.NotFound) {
+		return nil // removed meanwhile
+	}
+	return err
+}
