@@ -2906,6 +2906,7 @@ type DiscardRequest struct {
 	Migration     string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
 	SourceEpoch   uint64                 `protobuf:"varint,2,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
 	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"` // of the leader, which asks in place of a source that is fenced; 0: the source itself asks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2959,6 +2960,13 @@ func (x *DiscardRequest) GetSource() string {
 		return x.Source
 	}
 	return ""
+}
+
+func (x *DiscardRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
 }
 
 type DiscardResponse struct {
@@ -5780,11 +5788,12 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x12ANSWER_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eANSWER_RUNNING\x10\x01\x12\x13\n" +
 	"\x0fANSWER_RETURNED\x10\x02\x12\x0f\n" +
-	"\vANSWER_LOST\x10\x03\"i\n" +
+	"\vANSWER_LOST\x10\x03\"}\n" +
 	"\x0eDiscardRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12!\n" +
 	"\fsource_epoch\x18\x02 \x01(\x04R\vsourceEpoch\x12\x16\n" +
-	"\x06source\x18\x03 \x01(\tR\x06source\"\xa9\x01\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\"\xa9\x01\n" +
 	"\x0fDiscardResponse\x129\n" +
 	"\x06answer\x18\x01 \x01(\x0e2!.godwit.v1.DiscardResponse.AnswerR\x06answer\"[\n" +
 	"\x06Answer\x12\x16\n" +

@@ -84,6 +84,7 @@ type Agent struct {
 	spawned   chan func(context.Context) // what requests begin and Run runs and waits for
 	ended     chan struct{}              // closed when Run takes no more of it
 
+	terms       terms
 	rebooted    bool       // the host was booted since its former agent started
 	verdictOnce sync.Mutex // one correctness probe at a time
 	publishing  sync.Mutex // held over describing the host and writing that, so that no older one overtakes

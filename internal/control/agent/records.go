@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -23,13 +24,22 @@ import (
 // compares the run record it was decided on and the writer's epoch (driver/store, UpdateRun).
 type records struct{ agent *Agent }
 
-// SetHeir implements migrate.Records.
+// SetHeir implements migrate.Records. It adds the boot id of the heir's kernel, by which others can tell later that nothing of this
+// migration runs there any more.
 func (r records) SetHeir(ctx context.Context, vm inventory.VMID, heir inventory.Heir) error {
-	_, err := r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) error {
+	there, err := r.agent.Store.Epoch(ctx, heir.Host)
+	switch {
+	case err != nil:
+		return err
+	case there.Fenced:
+		return fault.New(fault.Conflict, "host %s was fenced: %s", heir.Host, there.Why)
+	}
+	heir.BootID = there.BootID
+	_, err = r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) error {
 		switch {
 		case run.Owner != r.agent.Host():
 			return fault.New(fault.Conflict, "host %s owns it", run.Owner)
-		case run.Heir == heir:
+		case run.Heir.Host == heir.Host && run.Heir.Migration == heir.Migration && run.Heir.Generation == heir.Generation:
 			return nil
 		case !run.Heir.IsZero():
 			return fault.New(fault.Conflict, "host %s is heir by migration %s", run.Heir.Host, run.Heir.Migration)
@@ -75,6 +85,34 @@ func (r records) TakeOwner(ctx context.Context, vm inventory.VMID, id inventory.
 func (r records) Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, error) {
 	stored, err := r.agent.Store.VM(ctx, string(vm))
 	return stored.Run, err
+}
+
+// HeirLost implements migrate.Records. The epoch is read first: a heir that is fenced by then is owner already, or never will be by what it
+// knew before.
+func (r records) HeirLost(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) (why string, err error) {
+	stored, err := r.agent.Store.VM(ctx, string(vm))
+	heir := stored.Run.Heir
+	if err != nil || heir.Migration != id {
+		return "", err
+	}
+	there, err := r.agent.Store.Epoch(ctx, heir.Host)
+	switch {
+	case fault.Is(err, fault.NotFound):
+		why = fmt.Sprintf("host %s was removed from the cluster", heir.Host)
+	case err != nil:
+		return "", err
+	case there.Fenced:
+		why = there.Why
+	case heir.BootID != "" && there.BootID != heir.BootID:
+		why = fmt.Sprintf("host %s was booted since", heir.Host)
+	default:
+		return "", nil
+	}
+	stored, err = r.agent.Store.VM(ctx, string(vm))
+	if err != nil || stored.Run.Heir.Migration != id {
+		return "", err // it had become owner before
+	}
+	return why, nil
 }
 
 // Released implements migrate.Records.

@@ -43,6 +43,9 @@ type Records interface {
 	TakeOwner(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error
 	// Run reads the VM's run record.
 	Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, error)
+	// HeirLost returns why the heir of that migration is dead and will not become owner by what it knew: fenced, or booted since it was
+	// named; "" when it is not known to be, or no heir by that migration stands.
+	HeirLost(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) (why string, err error)
 	// Released reports whether the migration's record says that the source has released the VM.
 	Released(ctx context.Context, id inventory.MigrationID) (bool, error)
 	// Status writes the migration's status.

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -286,8 +287,22 @@ func (s *Source) watchWaits(ctx context.Context, tasks *sync.WaitGroup) {
 		if quiet := s.relay.Quiet(); s.relay.Sent() > 0 && quiet > precopyStall {
 			s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: "the stream has stood still for " + quiet.Round(time.Second).String()})
 		}
-	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing, handover.SourceDropped:
+	case handover.SourceDone:
+		tasks.Go(func() { s.readHeir(ctx) })
+	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing:
+		tasks.Go(func() { s.readOwner(ctx); s.readHeir(ctx) })
+	case handover.SourceDropped:
 		tasks.Go(func() { s.readOwner(ctx) })
+	}
+}
+
+// readHeir tells the machine when the target is dead and will not become owner. The leader knows no more about that than the store, so
+// nobody has to pass it on.
+func (s *Source) readHeir(ctx context.Context) {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if why, err := s.Records.HeirLost(within, s.VM.ID, s.Migration.ID); err == nil && why != "" {
+		s.post(ctx, handover.SourceEvent{Kind: handover.SourceTargetFenced, Authority: s.Authority(), Why: why})
 	}
 }
 
@@ -298,6 +313,9 @@ func (s *Source) readOwner(ctx context.Context) {
 	run, err := s.Records.Run(within, s.VM.ID)
 	switch {
 	case err != nil:
+	case run.Generation > s.VM.Run.Generation+1:
+		// Later than the heir's: the leader has given the VM away, be it to this host.
+		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerOther, Why: fmt.Sprintf("the store names %s owner by generation %d", run.Owner, run.Generation)})
 	case run.Owner == s.Migration.Spec.Source:
 		if run.Heir.Migration != s.Migration.ID {
 			s.post(ctx, handover.SourceEvent{Kind: handover.SourceHeirCleared, Authority: s.Authority()})

@@ -128,9 +128,12 @@ func (s *handovers) Release(ctx context.Context, req *connect.Request[godwitv1.R
 	return connect.NewResponse(resp), nil
 }
 
-// Discard drops this host's side of a migration for good.
+// Discard drops this host's side of a migration for good; the source asks, or the leader in its place.
 func (s *handovers) Discard(ctx context.Context, req *connect.Request[godwitv1.DiscardRequest]) (*connect.Response[godwitv1.DiscardResponse], error) {
 	m := req.Msg
+	if err := s.agent.HeardTerm(m.GetTerm()); err != nil {
+		return nil, err
+	}
 	answer, err := s.agent.Discard(ctx, inventory.MigrationID(m.GetMigration()), inventory.HostID(m.GetSource()), m.GetSourceEpoch())
 	if err != nil {
 		return nil, err
