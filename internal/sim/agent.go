@@ -26,8 +26,9 @@ type agent struct {
 	ticks     int
 	done      func(bool) // of a planned restart that waits for its longer lease
 
-	loops []vmLoop // by VM
-	lead  *leader  // nil: another host leads
+	loops   []vmLoop  // by VM
+	targets []*target // that it drives or drove
+	lead    *leader   // nil: another host leads
 }
 
 func newAgent(h *host) *agent {
@@ -38,7 +39,14 @@ func newAgent(h *host) *agent {
 func (a *agent) end() {
 	a.p.dead = true
 	for i := range a.loops {
-		a.loops[i].abandoned()
+		l := &a.loops[i]
+		if l.src != nil {
+			l.src.mv.cut()
+		}
+		if l.tgt != nil {
+			l.tgt.mv.cut()
+		}
+		l.src, l.tgt = nil, nil
 	}
 	if a.lead != nil {
 		a.lead.p.dead = true

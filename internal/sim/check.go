@@ -152,6 +152,29 @@ func (w *world) killedBy(q *qemu, why string) {
 // stopped is when an agent stops its VMs.
 func (w *world) stopped(*host) { w.stats.Pauses++ }
 
+// settles is when a migration has failed: S6. Ten seconds later one side runs, or is about to.
+func (w *world) settles(m *move) {
+	v, serial := m.vm, w.serial
+	w.after(settleMax, nil, func() {
+		run, _ := w.etcd.records.run[v.i].last()
+		h := w.hosts[hostIndex(run.Owner)]
+		e, _ := w.etcd.records.epoch[h.i].last()
+		if w.serial != serial || w.active > 0 || w.now-w.calmSince < calmFor || run.Wanted != inventory.PowerOn || !run.Heir.IsZero() || e.Fenced || !h.on ||
+			w.now-h.sent > 2*w.settings.RenewEvery || !w.room0(v, run) {
+			return
+		}
+		for _, q := range v.copies {
+			if q.runs {
+				return
+			}
+		}
+		if h.agent != nil && h.agent.loops[v.i].busy {
+			return // being started
+		}
+		w.breaks("S6", "%s has failed, and %v later %s does not run", m.id, settleMax, v.id)
+	})
+}
+
 // announced is when a host says to the network that a VM is here: S10.
 func (w *world) announced(q *qemu) {
 	v := q.vm
@@ -222,7 +245,7 @@ func (w *world) final() {
 			if q.runs {
 				n++
 			}
-			if q.host.id != run.Owner || q.generation != run.Generation {
+			if place, _ := w.etcd.records.place[i].last(); q.host.id != run.Owner || q.generation < place.Restart.Generation {
 				w.breaks("L2", "%s has an orphan on %s with generation %d; it is %s's with %d", v.id, q.host.id, q.generation, run.Owner, run.Generation)
 			}
 		}

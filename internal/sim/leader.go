@@ -7,6 +7,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 	"github.com/godwit-vm/godwit/internal/policy/defect"
 	"github.com/godwit-vm/godwit/internal/policy/ha"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
 // The leader's loops.
@@ -216,7 +217,7 @@ func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 	case ha.Restart, ha.Release:
 		l.reassign(vm, run, d, c, heir, v, life)
 	case ha.AskDiscard:
-		l.askDiscard(vm, run)
+		l.askDiscard(run)
 	case ha.TellOwner:
 		l.tellOwner(run)
 	case ha.Leave, ha.Wait:
@@ -273,5 +274,51 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 	}, func(error) {})
 }
 
-func (l *leader) askDiscard(*vm, inventory.VMRun) {}
-func (l *leader) tellOwner(inventory.VMRun)       {}
+// askDiscard asks the heir for its final word.
+func (l *leader) askDiscard(run inventory.VMRun) {
+	h, w := l.a.h, l.a.h.w
+	id := run.Heir.Migration
+	if w.now-l.asked[id] < callTimeout && l.asked[id] != 0 {
+		return
+	}
+	l.asked[id] = w.now
+	m := w.moves[moveIndex(id)]
+	w.send(h.node, m.target.node, nil, func() {
+		if t := m.target.agent; t != nil && !t.p.dead && t.ready {
+			w.after(10*time.Microsecond, t.p, func() {
+				t.discard(m, func(a handover.Answer) {
+					w.send(m.target.node, h.node, l.p, func() {
+						if a == handover.AnswerDiscarded || a == handover.AnswerReturned {
+							l.discarded[id] = true
+						}
+					})
+				})
+			})
+		}
+	})
+}
+
+// tellOwner writes into the migration's record that its target is dead.
+func (l *leader) tellOwner(run inventory.VMRun) {
+	h, s := l.a.h, l.a.h.w.etcd
+	i := moveIndex(run.Heir.Migration)
+	s.do(h, l.p, storeTimeout, true, func() error {
+		if !s.records.termIs(h.i, l.term) {
+			return errTerm
+		}
+		if r, _ := s.records.move[i].last(); !r.targetDead {
+			r.targetDead = true
+			s.records.move[i].put(s.records.next(), r)
+		}
+		return nil
+	}, func(error) {})
+}
+
+// moveIndex is the number in a migration's id.
+func moveIndex(id inventory.MigrationID) int {
+	n := 0
+	for _, c := range []byte(id[len("mig-"):]) {
+		n = 10*n + int(c-'0')
+	}
+	return n - 1
+}

@@ -10,6 +10,7 @@ import (
 
 // vm is a VM as nobody inside of the cluster sees it: its disk, its copies, and what its user was told.
 type vm struct {
+	w          *world
 	i          int
 	id         inventory.VMID
 	memory     int
@@ -240,7 +241,7 @@ func (q *qemu) freeze(on bool) {
 // stop is QMP's stop: vCPUs stand and disks are quiet when it is answered.
 func (q *qemu) stop(p *proc, done func(bool)) {
 	w := q.host.w
-	tries := 0
+	tries, stood := 0, false
 	var try func()
 	try = func() {
 		switch {
@@ -249,7 +250,8 @@ func (q *qemu) stop(p *proc, done func(bool)) {
 		case q.frozen || q.hung > w.now:
 			tries++
 			w.after(50*time.Millisecond, p, try)
-		case q.state == running || q.state == paused && q.under > 0:
+		case q.state == running && !stood || q.state == paused:
+			stood = true
 			q.set(paused) // at once; the answer waits for the writes under way
 			if q.under == 0 {
 				done(true)
@@ -258,7 +260,7 @@ func (q *qemu) stop(p *proc, done func(bool)) {
 			tries++
 			w.after(50*time.Millisecond, p, try)
 		default:
-			done(q.state != copying)
+			done(q.state != running && q.state != copying && q.state != gate && q.state != device)
 		}
 	}
 	w.after(w.between(500*time.Microsecond, 3*time.Millisecond), p, try)

@@ -87,7 +87,7 @@ func newWorld(seed uint64, o Options) *world {
 	}
 	room := 0
 	for i := range vms {
-		v := &vm{i: i, id: inventory.VMID(fmt.Sprintf("vm-%d", i+1)), memory: 1 + w.rng.IntN(3), arbiter: authority.LeaseArbitrates}
+		v := &vm{w: w, i: i, id: inventory.VMID(fmt.Sprintf("vm-%d", i+1)), memory: 1 + w.rng.IntN(3), arbiter: authority.LeaseArbitrates}
 		if w.chance(25) {
 			v.arbiter = authority.StorageArbitrates
 		}

@@ -134,6 +134,3 @@ func (s *etcd) stale(m *member, writes bool, apply func() error, reply func(erro
 	reply(err)
 	return true
 }
-
-// move asks for a migration to some other host.
-func (w *world) move(*vm) {}

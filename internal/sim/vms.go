@@ -22,9 +22,6 @@ type vmLoop struct {
 	tgt   *target
 }
 
-// abandoned ends what a dead agent's loop had begun.
-func (l *vmLoop) abandoned() { l.src, l.tgt = nil, nil }
-
 // adopt takes up what an earlier agent of this host left: every QEMU is shown to the warden, migrations go on, VMs are followed.
 func (a *agent) adopt() {
 	h := a.h
@@ -80,12 +77,12 @@ func (a *agent) step(v *vm) {
 	if l.busy || l.src != nil || l.tgt != nil {
 		return
 	}
-	run, _ := a.look(v)
+	run, place := a.look(v)
 	q := h.vms[v.i]
 	lives := q != nil && !q.dead
 	mine := run.Owner == h.id
 	switch {
-	case lives && !mine && run.Generation >= q.generation, lives && mine && run.Generation > q.generation && run.Heir.IsZero():
+	case lives && !mine && run.Generation >= q.generation, lives && mine && place.Restart.Generation > q.generation:
 		h.w.say(string(h.id), "ends its old copy of %s", v.id)
 		a.quit(v, q, ignore)
 	case lives && mine && run.Wanted == inventory.PowerOff:

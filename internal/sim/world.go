@@ -30,7 +30,7 @@ type world struct {
 	etcd         *etcd
 	net          network
 	vms          []*vm
-	moves        int    // migrations so far
+	moves        []*move
 	active       int    // faults that last
 	activeHost   int    // whose the last one is, -1: nobody's
 	calmSince    moment // the end of the last fault
