@@ -48,6 +48,10 @@ type Options struct {
 	Run    []string  // more flags for godwit run
 	// Watchdog gives each host a watchdog of its own outside of it, which ends all of its processes when it was not fed (watchdog.go).
 	Watchdog bool
+	// Fires is called when a host's machine is reset by its watchdog or loses its power, before its processes are dead.
+	Fires func(host *Host)
+	// Storage returns the folder by which a host has the shared datastore, when it is not the plain one; what it mounts there is unmounted by Close.
+	Storage func(c *Cluster, host *Host) (string, error)
 }
 
 // Cluster is a running cluster. Its methods may be called by many goroutines.
@@ -73,6 +77,7 @@ type Host struct {
 
 	cluster    *Cluster
 	namespace  *namespace // nil: the one that we are in
+	shared     string     // where it has the shared datastore
 	datastores []string   // instead of the shared one
 	dog        *dog       // with Options.Watchdog
 	mu         sync.Mutex
@@ -162,6 +167,13 @@ func (c *Cluster) newHost(i int, subnet string) (*Host, error) {
 			return nil, err
 		}
 	}
+	h.shared = c.Datastore
+	if c.options.Storage != nil {
+		var err error
+		if h.shared, err = c.options.Storage(c, h); err != nil {
+			return nil, err
+		}
+	}
 	if c.options.Watchdog {
 		return h, h.startDog()
 	}
@@ -193,7 +205,7 @@ func (h *Host) flags() []string {
 	flags := []string{"--data", h.Data, "--name", h.Name, "--address", h.Address, "--qemu", o.QEMU, "--probe-cache", cache}
 	datastores := h.datastores
 	if len(datastores) == 0 {
-		datastores = []string{"shared=" + h.cluster.Datastore}
+		datastores = []string{"shared=" + h.shared}
 	}
 	for _, d := range datastores {
 		flags = append(flags, "--datastore", d)

@@ -14,17 +14,25 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
 )
 
+// AgentURL is what the clients of the API in godwitv1connect take as base URL with a Caller.
+const AgentURL = "http://agent"
+
+// Caller returns an HTTP client that reaches the host's agent, whatever its URL says.
+func (h *Host) Caller() *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Client{Transport: &http.Transport{
+		Protocols:   protocols,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dialLocal(ctx) },
+	}}
+}
+
 // WatchMigration calls see with the migration whenever it changed, within a few milliseconds when the host is its source, until see
 // returns true. It returns an error when the migration ended before, or the host's agent did.
 func (h *Host) WatchMigration(ctx context.Context, id string, see func(*godwitv1.Migration) bool) error {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{
-		Protocols:   protocols,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dialLocal(ctx) },
-	}
-	defer transport.CloseIdleConnections()
-	client := godwitv1connect.NewMigrationServiceClient(&http.Client{Transport: transport}, "http://agent")
+	caller := h.Caller()
+	defer caller.CloseIdleConnections()
+	client := godwitv1connect.NewMigrationServiceClient(caller, AgentURL)
 	ctx, done := context.WithCancel(ctx)
 	defer done()
 	stream, err := client.WatchMigration(ctx, connect.NewRequest(&godwitv1.WatchMigrationRequest{Migration: id}))

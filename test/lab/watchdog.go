@@ -63,11 +63,11 @@ func (h *Host) watchdogName() string {
 	if h.dog == nil {
 		return ""
 	}
-	return "unix:" + filepath.Join(h.dir(), "watchdog")
+	return "unix:" + filepath.Join(h.Folder(), "watchdog")
 }
 
-// dir is the host's folder, which every process of the host has on its command line.
-func (h *Host) dir() string { return filepath.Dir(h.Run) }
+// Folder is everything of the host, which every process of the host has on its command line.
+func (h *Host) Folder() string { return filepath.Dir(h.Run) }
 
 // startDog starts the host's watchdog, which waits for the host to open it.
 func (h *Host) startDog() error {
@@ -76,7 +76,7 @@ func (h *Host) startDog() error {
 		return err
 	}
 	cmd := exec.Command(self) //nolint:noctx // it ends when its standard input does
-	cmd.Env = append(os.Environ(), watchdogVariable+"="+h.dir(), watchdogVariable+"_HOST="+h.Name)
+	cmd.Env = append(os.Environ(), watchdogVariable+"="+h.Folder(), watchdogVariable+"_HOST="+h.Name)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no signal for us reaches it
 	pipe, err := cmd.StdinPipe()
@@ -98,6 +98,10 @@ func (h *Host) startDog() error {
 	h.dog = d
 	d.done.Go(func() {
 		for lines.Scan() {
+			if lines.Text() == "fires" {
+				h.fires()
+				continue
+			}
 			h.wasReset(lines.Text())
 		}
 	})
@@ -147,15 +151,30 @@ func (h *Host) Resets() int {
 	return len(h.dog.fired)
 }
 
-// PullPlug ends everything that runs on the host at once, as a machine that loses its power would. It can be started again with Up.
-func (h *Host) PullPlug() error {
+// fires tells who wants to know that the machine is about to die.
+func (h *Host) fires() {
+	if tell := h.cluster.options.Fires; tell != nil {
+		tell(h)
+	}
+}
+
+// PullPlug ends everything that runs on the host at once, as a machine that loses its power would; with Options.Cables not even the kernel tells
+// the others that connections are over. It can be started again with Up.
+func (h *Host) PullPlug() (err error) {
+	h.fires()
+	if h.namespace != nil {
+		if err := h.Cut(true, true); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, h.Cut(false, false)) }()
+	}
 	if h.dog != nil {
 		// A machine without power has no watchdog that counts.
 		if _, err := io.WriteString(h.dog.pipe, "off\n"); err != nil {
 			return err
 		}
 	}
-	return errors.Join(killHost(h.dir(), h.Name), h.afterReset())
+	return errors.Join(killHost(h.Folder(), h.Name), h.afterReset())
 }
 
 // afterReset brings the host to where a machine is right after a boot.
@@ -213,7 +232,7 @@ func (h *Host) clearCgroups() {
 }
 
 // bootID is the file that the host finds where the kernel says which boot it is in.
-func (h *Host) bootID() string { return filepath.Join(h.dir(), "boot_id") }
+func (h *Host) bootID() string { return filepath.Join(h.Folder(), "boot_id") }
 
 // reboot gives the host the id of another boot.
 func (h *Host) reboot() error {
@@ -325,6 +344,9 @@ func watch(dir, name string) error {
 			continue
 		}
 		fired := host.Boottime()
+		if _, err := fmt.Println("fires"); err != nil {
+			return err
+		}
 		if err := killHost(dir, name); err != nil {
 			return err
 		}
