@@ -1,0 +1,123 @@
+package split
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	runsFlag = flag.Int("runs", 3, "how many runs")
+	seedFlag = flag.Uint64("seed", 0, "of the first run; the next ones follow")
+	keepFlag = flag.String("keep", "", "file to append each run to, as JSON; it is made")
+)
+
+// binary is godwit as these tests built it, without the race detector: that would be another machine's speed.
+var binary string
+
+// buildMax bounds the build of godwit on a machine whose build cache is empty.
+const buildMax = 10 * time.Minute
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(build(m))
+}
+
+func build(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "godwit-split-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "split:", err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // only scratch
+	binary = filepath.Join(dir, "godwit")
+	ctx, done := context.WithTimeout(context.Background(), buildMax)
+	defer done()
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/godwit-vm/godwit/cmd/godwit")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "split: go build: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+func TestNoTwoCopies(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("these tests need root: run make test as root")
+	}
+	version, err := exec.CommandContext(t.Context(), "git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		t.Log("the commit is not known: ", err)
+	}
+	for seed := *seedFlag; seed < *seedFlag+uint64(*runsFlag); seed++ { //nolint:gosec // a number of runs
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			r, story := run(t.Context(), seed)
+			r.Commit = strings.TrimSpace(string(version))
+			if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+				r.Load = strings.Join(strings.Fields(string(load))[:3], " ")
+			}
+			text, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s", text)
+			if r.Verdict != "one copy" {
+				t.Errorf("%s\nits story:\n  %s\nagain: go test ./test/split -runs 1 -seed %d -v", strings.Join(r.Problems, "\n"), join(story), seed)
+			} else if testing.Verbose() {
+				t.Logf("its story:\n  %s", join(story))
+			}
+			if err := keep(*keepFlag, r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// kept is the file of runs.
+type kept struct {
+	Command string   `json:"command"`
+	Runs    []result `json:"runs"`
+}
+
+// keep adds a run to the file, in place of an older one of the same seed. The file is whole at every moment.
+func keep(path string, r result) error {
+	if path == "" {
+		return nil
+	}
+	all := kept{Command: "make split RUNS=40"}
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err == nil {
+		if err := json.Unmarshal(text, &all); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	at := 0
+	for at < len(all.Runs) && all.Runs[at].Seed < r.Seed {
+		at++
+	}
+	end := at
+	if end < len(all.Runs) && all.Runs[end].Seed == r.Seed {
+		end++
+	}
+	all.Runs = append(all.Runs[:at:at], append([]result{r}, all.Runs[end:]...)...)
+	if text, err = json.MarshalIndent(all, "", " "); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", append(text, '\n'), 0o644); err != nil { //nolint:gosec // a result is for everybody
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
