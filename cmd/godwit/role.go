@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -174,6 +175,11 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	if err != nil {
 		return err
 	}
+	claimed, release, err := claim(ctx, c, identity, r)
+	if err != nil {
+		return err
+	}
+	defer release()
 	inventory, err := waitForStore(ctx, c, identity, r)
 	if err != nil {
 		return err
@@ -181,8 +187,8 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	defer func() { _ = inventory.Close() }() // read only from here on
 	conf := agent.Config{
 		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.set.Run,
-		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
-		Switch: vnet.NewClient(switchSocket(r.set.Run)), Carriers: r.carriers, Starting: r.line.Starting, Warden: r.line, Watchdog: r.set.Watchdog, WatchdogTimeout: r.set.Authority.Watchdog, Log: r.log, Memory: agentMemory, Data: c.dir,
+		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Authority: claimed, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
+		Switch: vnet.NewClient(switchSocket(r.set.Run)), Carriers: r.carriers, Starting: r.line.Starting, Watchdog: r.set.Watchdog, WatchdogTimeout: r.set.Authority.Watchdog, Log: r.log, Memory: agentMemory, Data: c.dir,
 	}
 	defer conf.Peers.Close()
 	defer conf.Switch.Close()
@@ -207,6 +213,25 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 		return err
 	}
 	return serve(ctx, a, c, r, identity)
+}
+
+// claim begins the host's epoch and the renewals of its authority, before anything that takes its time, over a connection of their own. release
+// ends both.
+func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (_ *agent.Authority, release func(), err error) {
+	renewals, err := waitForStore(ctx, c, identity, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err := agent.Claim(ctx, agent.AuthorityConfig{
+		Host: c.Host, Store: renewals, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, renewals.Close())
+	}
+	return a, func() {
+		a.End(ctx)
+		_ = renewals.Close() // nothing is pending
+	}, nil
 }
 
 // waitForStore opens the store, which may be starting too, or be on a host that is.

@@ -176,7 +176,19 @@ type DatastoreMount struct {
 	Name   string
 	Path   string
 	Shared bool // false: the administrator declared it local to this host
+
+	Arbiter Arbiter
+	Why     string // one line: what the arbiter was decided from
 }
+
+// Arbiter says who keeps two hosts from writing to one disk.
+type Arbiter string
+
+// The arbiters. What nothing is known of is the lease's.
+const (
+	LeaseArbitrates   Arbiter = "lease"   // only the host's authority: the VM stops when that ends
+	StorageArbitrates Arbiter = "storage" // the storage makes a second opener or an old writer fail: the VM may run on
+)
 
 // Network is a layer-2 segment with a name.
 type Network struct {

@@ -129,7 +129,7 @@ func fromVerdict(m *godwitv1.Verdict) inventory.Verdict {
 }
 
 func datastoreMount(d inventory.DatastoreMount) *godwitv1.DatastoreMount {
-	return &godwitv1.DatastoreMount{Id: string(d.ID), Name: d.Name, Path: d.Path, Shared: d.Shared}
+	return &godwitv1.DatastoreMount{Id: string(d.ID), Name: d.Name, Path: d.Path, Shared: d.Shared, Arbiter: string(d.Arbiter), ArbiterWhy: d.Why}
 }
 
 func fromDatastoreMount(m *godwitv1.DatastoreMount) inventory.DatastoreMount {
@@ -138,6 +138,8 @@ func fromDatastoreMount(m *godwitv1.DatastoreMount) inventory.DatastoreMount {
 		Name:   m.GetName(),
 		Path:   m.GetPath(),
 		Shared: m.GetShared(),
+
+		Arbiter: inventory.Arbiter(m.GetArbiter()), Why: m.GetArbiterWhy(),
 	}
 }
 

@@ -724,6 +724,8 @@ type DatastoreMount struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	Shared        bool                   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
+	Arbiter       string                 `protobuf:"bytes,5,opt,name=arbiter,proto3" json:"arbiter,omitempty"` // "lease" or "storage"; empty, of an older host: lease
+	ArbiterWhy    string                 `protobuf:"bytes,6,opt,name=arbiter_why,json=arbiterWhy,proto3" json:"arbiter_why,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +786,20 @@ func (x *DatastoreMount) GetShared() bool {
 		return x.Shared
 	}
 	return false
+}
+
+func (x *DatastoreMount) GetArbiter() string {
+	if x != nil {
+		return x.Arbiter
+	}
+	return ""
+}
+
+func (x *DatastoreMount) GetArbiterWhy() string {
+	if x != nil {
+		return x.ArbiterWhy
+	}
+	return ""
 }
 
 type Network struct {
@@ -3710,12 +3726,15 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\vmemory_free\x18\x02 \x01(\x03R\n" +
 	"memoryFree\x12\x10\n" +
 	"\x03vms\x18\x03 \x01(\x05R\x03vms\x12\x1c\n" +
-	"\tconnected\x18\x04 \x01(\bR\tconnected\"`\n" +
+	"\tconnected\x18\x04 \x01(\bR\tconnected\"\x9b\x01\n" +
 	"\x0eDatastoreMount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x16\n" +
-	"\x06shared\x18\x04 \x01(\bR\x06shared\"s\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\x12\x18\n" +
+	"\aarbiter\x18\x05 \x01(\tR\aarbiter\x12\x1f\n" +
+	"\varbiter_why\x18\x06 \x01(\tR\n" +
+	"arbiterWhy\"s\n" +
 	"\aNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
 	"\x04spec\x18\x02 \x01(\v2\x16.godwit.v1.NetworkSpecR\x04spec\x12,\n" +

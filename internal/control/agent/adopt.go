@@ -13,6 +13,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
@@ -39,7 +40,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 	for _, stored := range all {
 		known[stored.ID] = true
 		a.Starting("looks for vm " + stored.Spec.Name)
-		process := a.adoptProcess(ctx, stored.ID)
+		process := a.endLost(ctx, stored, a.adoptProcess(ctx, stored.ID))
 		mine := stored.Run.Owner == a.Host() || stored.Run.Heir.Host == a.Host()
 		if !mine && process == nil {
 			continue
@@ -47,6 +48,9 @@ func (a *Agent) adopt(ctx context.Context) error {
 		if err := a.adoptVM(ctx, stored, process); err != nil {
 			a.Log.LogAttrs(ctx, slog.LevelError, "vm not adopted", slog.String("vm", string(stored.ID)), slog.Any("err", err))
 		}
+	}
+	if err := a.Authority.settle(); err != nil {
+		return err
 	}
 	dirs, err := os.ReadDir(filepath.Join(a.RunDir, "vms"))
 	if err != nil {
@@ -92,7 +96,7 @@ func (a *Agent) sweepPorts(ctx context.Context) {
 
 // adoptProcess finds the VM's QEMU, nil when there is none.
 func (a *Agent) adoptProcess(ctx context.Context, id inventory.VMID) *qemu.Process {
-	dir := qemu.RunDir(filepath.Join(a.RunDir, "vms", string(id)))
+	dir := a.runDirOf(id)
 	if _, err := os.Stat(string(dir)); err != nil {
 		return nil
 	}
@@ -111,6 +115,24 @@ func (a *Agent) adoptProcess(ctx context.Context, id inventory.VMID) *qemu.Proce
 		}
 	}
 	return process
+}
+
+// endLost ends a QEMU that was here when the host was fenced, unless its storage arbitrates: another host may run the VM by now. It returns what
+// is left of it, nil when nothing is. The warden has done so before where there is one.
+func (a *Agent) endLost(ctx context.Context, stored inventory.VM, process *qemu.Process) *qemu.Process {
+	if process == nil || !a.Authority.cast || a.arbiterOf(stored.Spec) == authority.StorageArbitrates {
+		return process
+	}
+	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending a vm that was here when this host was fenced", slog.String("vm", string(stored.ID)))
+	err := process.Kill(ctx)
+	if err == nil {
+		err = process.Cleanup()
+	}
+	if err != nil {
+		a.Log.LogAttrs(ctx, slog.LevelError, "it does not end", slog.String("vm", string(stored.ID)), slog.Any("err", err))
+		return process
+	}
+	return nil
 }
 
 // adoptVM begins the VM's loop in the place where the former agent left it.
@@ -208,6 +230,9 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 			return err
 		}
 		status.State, status.Detail = foundState(found)
+		if status.State == inventory.Paused && halted(a.runDirOf(stored.ID)) {
+			status.Detail = haltedDetail
+		}
 		status.PID = process.PID()
 		if found.State == qmp.StateShutdown {
 			status.Detail = "the guest shut down while the agent was away"
@@ -224,6 +249,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 	stored.Status = status
 	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
 	if process != nil {
+		v.takeIn(ctx, process)
 		v.upTaps(ctx)
 		if err := v.do(ctx, func(ctx context.Context) error { v.mendSoon(ctx, status.State); return nil }); err != nil {
 			return err
@@ -268,6 +294,7 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 		return err
 	}
 	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
+	v.takeIn(ctx, process)
 	return v.do(ctx, func(ctx context.Context) error { return v.restoreSource(ctx, m, stored, target, found) })
 }
 
@@ -304,6 +331,7 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
 		a.incoming[m.ID] = &arrival{target: target, source: m.Spec.Source}
 	})
+	v.takeIn(ctx, process)
 	v.arrive(ctx, target, func(ctx context.Context) migrate.Outcome { return target.Restore(ctx, found) })
 	return nil
 }

@@ -13,6 +13,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -50,13 +51,13 @@ type Config struct {
 	User       *qemu.User
 	Datastores []Mount
 	Store      *store.Store
-	Endpoints  []string // of the store, for hosts that join
+	Authority  *Authority // claimed by this agent; Run's caller ends it
+	Endpoints  []string   // of the store, for hosts that join
 	Peers      *peer.Dialer
 	Switch     *vnet.Client
 	Carriers   map[inventory.NetworkID]bridge.Carrier // of the bridge networks that this host is to have
 	CA         *peer.CA                               // nil on hosts that do not hold it
 	Memory     int64                                  // bytes that the agent of a host without VMs is to keep below; 0: not looked after
-	Warden     Warden                                 // told what it must know to end VMs that the agent does not; nil: nobody is
 	Watchdog   string                                 // the device that the warden is to arm, "" for none, for the doctor
 	Starting   func(what string)                      // told each step until the agent is ready; may take no time
 	Log        *slog.Logger
@@ -79,6 +80,7 @@ type Agent struct {
 	tasks     *task.Keeper
 	abilities qemu.Abilities
 	stores    map[inventory.DatastoreID]*datastore.Datastore
+	arbiters  arbiters
 	started   time.Time
 	ready     chan struct{}              // closed when every VM that runs here is adopted
 	spawned   chan func(context.Context) // what requests begin and Run runs and waits for
@@ -103,8 +105,7 @@ type Agent struct {
 	announcing map[string]context.CancelFunc // by port: guests that have just arrived
 }
 
-// New opens the datastores, probes QEMU, and begins a new epoch of this host. It fails when the store cannot be reached
-// before ctx ends.
+// New opens the datastores and probes QEMU. It fails when the store cannot be reached before ctx ends.
 func New(ctx context.Context, c Config) (*Agent, error) {
 	if c.Starting == nil {
 		c.Starting = func(string) {}
@@ -122,6 +123,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 			return nil, err
 		}
 		a.stores[ds.ID] = ds
+		a.arbiters.judge(ds, m)
 	}
 	a.sweepImages(ctx)
 	for _, dir := range []string{"vms", "ports", "journal"} {
@@ -134,18 +136,15 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	if a.abilities, err = qemu.Probe(ctx, a.probe()); err != nil {
 		return nil, err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, fault.New(fault.Internal, "boot id: %w", err)
-	}
-	now, before, err := c.Store.NextEpoch(ctx, c.Host, string(boot))
+	a.rebooted = c.Authority.rebooted()
+	a.writer = c.Store.As(c.Host, c.Authority.Epoch())
+	a.desk = access.New(c.Store, a.writer, a.tasks)
+	a.tasks.KeepIn(ledger{a.writer, a}, c.Log)
+	hosts, err := c.Store.Hosts(ctx)
 	if err != nil {
 		return nil, err
 	}
-	a.rebooted = before.BootID != "" && before.BootID != string(boot)
-	a.writer = c.Store.As(c.Host, now.Epoch)
-	a.desk = access.New(c.Store, a.writer, a.tasks)
-	a.tasks.KeepIn(ledger{a.writer, a}, c.Log)
+	a.arbiters.compare(a.Host(), hosts)
 	return a, a.publish(ctx)
 }
 
@@ -176,6 +175,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		}
 	})
+	loops.Go(func() error { return a.keepStandstill(ctx) })
 	loops.Go(func() error { return a.followNetworks(ctx) })
 	loops.Go(func() error { return a.followLinks(ctx) })
 	loops.Go(func() error { return a.followMigrations(ctx) })
@@ -189,6 +189,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err := a.Authority.clear(ctx, a.Starting); err != nil {
+		return errors.Join(err, loops.Wait())
+	}
 	a.sweepFiles(ctx)
 	if err := a.adopt(ctx); err != nil {
 		return err

@@ -99,6 +99,7 @@ func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) mig
 	return migrate.TargetConfig{
 		Migration: id, VM: v.stored, Source: source, Ports: v.portIDs(), Switch: ports{a}, Records: records{a},
 		Journal: a.journal(v.id), Authority: a.authority,
+		Cont: func(ctx context.Context, p *qemu.Process) error { return v.letRun(ctx, p) },
 		Start: func(ctx context.Context) (*qemu.Process, error) {
 			if err := a.lock(v.stored, v.stored.Run.Generation+1); err != nil {
 				return nil, err
@@ -108,7 +109,11 @@ func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) mig
 					return nil, err
 				}
 			}
-			return a.startQEMU(ctx, v, true)
+			process, err := a.startQEMU(ctx, v, true)
+			if err == nil {
+				v.stands(ctx)
+			}
+			return process, err
 		},
 		Free: func(context.Context) error {
 			target := v.arriving()

@@ -2,8 +2,18 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/driver/host"
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
@@ -34,6 +44,171 @@ type Warden interface {
 	Fencing() inventory.Fencing
 }
 
-// authority is how far this host may still act for its VMs. A single store member without fencing cannot take it away, so it
-// has no end yet; the hand-over asks for it all the same.
-func (a *Agent) authority() time.Duration { return time.Hour }
+// AuthorityConfig is what Claim needs.
+type AuthorityConfig struct {
+	Host     inventory.HostID
+	Store    *store.Store // for renewals alone, which wait behind nobody else's calls
+	Warden   Warden
+	Settings authority.Settings
+	RunDir   string
+	Log      *slog.Logger
+}
+
+// Authority is a host's right to run its VMs, kept by renewals since Claim. Its methods may be called by many goroutines.
+type Authority struct {
+	*renewer
+
+	epoch  store.Epoch // of this agent
+	before store.Epoch // as it was
+	boot   string
+	cast   bool // VMs that are here from before may have been given to others meanwhile
+	runDir string
+	end    context.CancelFunc
+	ended  chan struct{}
+}
+
+// endMax bounds how long an agent that ends waits for the lease of its planned restart.
+const endMax = time.Second
+
+// Claim begins a new epoch of the host and renews its authority from then on, until End. It is the first thing that a starting agent does: what
+// its predecessor has left of its authority runs out meanwhile. It fails when the store does not answer.
+func Claim(ctx context.Context, c AuthorityConfig) (*Authority, error) {
+	boot, err := host.BootID()
+	if err != nil {
+		return nil, err
+	}
+	now, before, err := c.Store.NextEpoch(ctx, c.Host, boot)
+	if err != nil {
+		return nil, err
+	}
+	until := authority.Moment(0)
+	if fences, left := c.Warden.Left(); fences == now.Fences && !before.Fenced {
+		until = left
+	}
+	a := &Authority{
+		renewer: newRenewer(c, c.Store.As(c.Host, now.Epoch).Renew, host.Boottime, authority.NewAgent(c.Settings, now.Fences, until, host.Boottime())),
+		epoch:   now, before: before, boot: boot, runDir: c.RunDir, ended: make(chan struct{}),
+	}
+	if a.cast, err = a.recount(); err != nil {
+		return nil, err
+	}
+	// It goes on until End, since VMs may need it while the agent ends.
+	within, end := context.WithCancel(context.WithoutCancel(ctx))
+	a.end = end
+	go func() { // ends with End, or with the authority
+		defer close(a.ended)
+		a.run(within)
+	}()
+	return a, nil
+}
+
+func newRenewer(c AuthorityConfig, renew func(context.Context, time.Duration, inventory.Fencing) error, now func() authority.Moment, m authority.Agent) *renewer {
+	return &renewer{
+		settings: c.Settings, now: now, renew: renew, warden: c.Warden, log: c.Log, machine: m,
+		events: make(chan authority.AgentEvent), words: make(chan word, wordsMax), changed: make(chan struct{}),
+	}
+}
+
+// Left is how long VMs may still run here; zero or less: they may not.
+func (a *Authority) Left() time.Duration { return a.left() }
+
+// rebooted reports whether the machine was booted since the host's former agent began.
+func (a *Authority) rebooted() bool {
+	before := strings.TrimSpace(a.before.BootID) // older agents wrote the line's end too
+	return before != "" && before != a.boot
+}
+
+// Epoch returns the number of this agent's epoch.
+func (a *Authority) Epoch() uint64 { return a.epoch.Epoch }
+
+// End obtains the lease of a planned restart, if the store gives it within a second, and ends the renewals. From then on nobody here stops VMs, so
+// the last renewal says that nobody fences this host, unless none runs on.
+func (a *Authority) End(ctx context.Context) {
+	within, done := context.WithTimeout(context.WithoutCancel(ctx), endMax)
+	defer done()
+	err := a.plan(within, a.runsOn)
+	if err == nil && a.runsOn() {
+		err = a.unwatched(within)
+	}
+	if err != nil {
+		a.log.LogAttrs(ctx, slog.LevelWarn, "no longer authority for the restart", slog.Any("err", err))
+	}
+	a.end()
+	<-a.ended
+}
+
+// runsOn reports whether a QEMU is here that an agent which ends leaves behind.
+func (a *Authority) runsOn() bool {
+	dirs, err := os.ReadDir(filepath.Join(a.runDir, "vms"))
+	return err != nil && !os.IsNotExist(err) || len(dirs) > 0
+}
+
+// castFile holds the fence count under which the VMs run that are here. It is on tmpfs, as their run directories are, and goes with them.
+func (a *Authority) castFile() string { return filepath.Join(a.runDir, "fences") }
+
+// recount reports whether the host was fenced since the VMs that are here were taken in.
+func (a *Authority) recount() (bool, error) {
+	text, err := os.ReadFile(a.castFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return a.before.Fenced, nil
+	}
+	if err != nil {
+		return false, fault.New(fault.Internal, "fence count: %w", err)
+	}
+	// One that was torn by a crash is another text too.
+	return string(text) != strconv.FormatUint(a.epoch.Fences, 10), nil
+}
+
+// settle notes that nothing is left here of an earlier fence count.
+func (a *Authority) settle() error {
+	a.cast = false
+	if err := os.WriteFile(a.castFile(), []byte(strconv.FormatUint(a.epoch.Fences, 10)), 0o600); err != nil {
+		return fault.New(fault.NoResources, "fence count: %w", err)
+	}
+	return nil
+}
+
+// clear waits until this host has authority, and until the warden has ended what was here under an earlier fence count. starting is told now and then
+// that this goes on. Only then may VMs be taken in.
+func (a *Authority) clear(ctx context.Context, starting func(string)) error {
+	for _, wait := range []struct {
+		what string
+		f    func(context.Context) error
+	}{
+		{"renews this host's authority", func(ctx context.Context) error { return a.await(ctx, time.Nanosecond) }},
+		{"waits for the end of vms that this host has lost", a.warden.Cleared},
+	} {
+		for {
+			starting(wait.what)
+			within, done := context.WithTimeout(ctx, clearMax)
+			err := wait.f(within)
+			done()
+			if err == nil {
+				break
+			}
+			if _, _, over := a.standstill(); over != nil {
+				return over
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			a.log.LogAttrs(ctx, slog.LevelWarn, "no vm is taken in yet", slog.String("step", wait.what), slog.Any("err", err))
+			rest(ctx, againAfter)
+		}
+	}
+	return nil
+}
+
+// clearMax bounds one wait of clear, so that the warden hears in between that this agent starts; againAfter is the pause before the next.
+const (
+	clearMax   = 10 * time.Second
+	againAfter = 200 * time.Millisecond
+)
+
+// rest waits, unless ctx ends before.
+func rest(ctx context.Context, pause time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(pause):
+	}
+}

@@ -28,7 +28,7 @@ func (a *Agent) Doctor(ctx context.Context) []Check {
 // examined says to the doctor what machine this is.
 func (a *Agent) examined() doctor.Config {
 	c := doctor.Config{QEMU: a.probe(), Data: a.Data, Run: a.RunDir, Watchdog: a.Watchdog, WatchdogTimeout: a.WatchdogTimeout, Running: true}
-	c.Armed = a.Warden != nil && a.Warden.Fencing() == inventory.FencedByWatchdog
+	c.Armed = a.Authority.warden.Fencing() == inventory.FencedByWatchdog
 	for _, m := range a.Datastores {
 		folder := doctor.Folder{Path: m.Path, Shared: m.Shared}
 		for _, ds := range a.stores {

@@ -135,7 +135,7 @@ func (a *Agent) followNetworks(ctx context.Context) error {
 	})
 }
 
-// followHosts gives the switch the trunks to all other hosts.
+// followHosts gives the switch the trunks to all other hosts, and looks whether they have datastores that are said to be local here.
 func (a *Agent) followHosts(ctx context.Context) error {
 	var all []inventory.Host
 	var last []vnet.Peer
@@ -143,6 +143,12 @@ func (a *Agent) followHosts(ctx context.Context) error {
 	return a.follow(ctx, store.Hosts, func(ctx context.Context, told news) (err error) {
 		if !told.none() {
 			if all, err = a.Store.Hosts(ctx); err != nil {
+				return err
+			}
+		}
+		if a.arbiters.compare(a.Host(), all) {
+			a.retellWarden(ctx)
+			if err := a.publish(ctx); err != nil {
 				return err
 			}
 		}

@@ -108,7 +108,10 @@ func (a *Agent) describe(ctx context.Context) (inventory.Host, error) {
 	for _, m := range a.Datastores {
 		for _, ds := range a.stores {
 			if ds.Path == m.Path {
-				h.Spec.Datastores = append(h.Spec.Datastores, inventory.DatastoreMount{ID: ds.ID, Name: ds.Name, Path: m.Path, Shared: m.Shared})
+				arbiter, why := a.arbiters.arbiter(ds.ID)
+				h.Spec.Datastores = append(h.Spec.Datastores, inventory.DatastoreMount{
+					ID: ds.ID, Name: ds.Name, Path: m.Path, Shared: m.Shared, Arbiter: arbiter, Why: why,
+				})
 			}
 		}
 	}

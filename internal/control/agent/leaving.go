@@ -165,6 +165,7 @@ func (v *vm) sourceConfig(m inventory.Migration, stored inventory.VM, target inv
 	return migrate.SourceConfig{
 		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Switch: ports{a},
 		Records: records{a}, Far: far{a, target}, Journal: a.journal(v.id), Authority: a.authority,
+		Cont: func(ctx context.Context) error { return v.letRun(ctx, v.qemu()) },
 		Free: func(context.Context) error {
 			if v.process == nil {
 				return nil
@@ -248,7 +249,7 @@ func (v *vm) stay(ctx context.Context, target *migrate.Target) {
 		v.state(ctx, inventory.Unknown, err.Error())
 		return
 	}
-	state, detail := foundState(status)
+	state, detail := v.found(status)
 	v.state(ctx, state, detail)
 	v.mendSoon(ctx, state)
 }

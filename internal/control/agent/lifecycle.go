@@ -13,6 +13,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/admission"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
 // startMax bounds how long QEMU may take to answer after it was started.
@@ -35,6 +36,11 @@ func (a *Agent) Reset(ctx context.Context, id inventory.VMID) (inventory.VM, err
 		if v.process == nil {
 			return fault.New(fault.Conflict, "it has no process: start it")
 		}
+		if v.stored.Status.State != inventory.Running {
+			if err := v.mayRun(); err != nil {
+				return err
+			}
+		}
 		if err := v.process.QMP().Reset(ctx); err != nil {
 			return err
 		}
@@ -51,7 +57,7 @@ func (a *Agent) Pause(ctx context.Context, id inventory.VMID) (inventory.VM, err
 		if err := v.must(inventory.Running, inventory.Paused); err != nil {
 			return err
 		}
-		if err := v.process.QMP().Stop(ctx); err != nil {
+		if err := v.pause(ctx); err != nil {
 			return err
 		}
 		v.state(ctx, inventory.Paused, "on request")
@@ -188,6 +194,9 @@ func (v *vm) start(ctx context.Context) (err error) {
 		}
 	}
 	a := v.agent
+	if a.authority() < handover.AuthorityMargin {
+		return a.errNoAuthority()
+	}
 	self, err := a.describe(ctx)
 	if err != nil {
 		return err
@@ -223,8 +232,10 @@ func (v *vm) start(ctx context.Context) (err error) {
 	v.mu.Lock()
 	v.process = process
 	v.mu.Unlock()
+	v.stands(ctx)
 	v.attach(ctx)
-	// Between our record and now another host may have made a higher one: the last look is right before the vCPUs run.
+	// Between our record and now another host may have made a higher one, or this one lost its authority: the last look at both is right
+	// before the vCPUs run.
 	if err := a.holds(v.stored, v.stored.Run.Generation); err != nil {
 		return err
 	}
@@ -253,7 +264,7 @@ func (a *Agent) startQEMU(ctx context.Context, v *vm, incoming bool) (*qemu.Proc
 
 // cont lets the vCPUs run.
 func (v *vm) cont(ctx context.Context) error {
-	if err := v.process.QMP().Cont(ctx); err != nil {
+	if err := v.letRun(ctx, v.process); err != nil {
 		return err
 	}
 	v.state(ctx, inventory.Running, "")

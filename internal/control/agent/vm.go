@@ -32,6 +32,8 @@ type vm struct {
 	moved chan migrate.Outcome // the end of a migration, either way
 	over  chan struct{}        // closed when the loop has ended
 
+	vcpus vcpus // let run, and stopped for want of authority
+
 	// The loop's own.
 	gone    bool // moved away or destroyed: the loop ends
 	events  *qmp.Events
@@ -107,6 +109,7 @@ func (v *vm) loop(ctx context.Context) {
 		}
 	}
 	v.detach()
+	v.left(ctx)
 }
 
 // do runs f in the loop and returns its error.
@@ -281,7 +284,11 @@ func (v *vm) heard(ctx context.Context, e qmp.Event) {
 		}
 	case qmp.EventStop:
 		if v.stored.Status.State == inventory.Running {
-			v.state(ctx, inventory.Paused, "")
+			detail := ""
+			if v.wasHalted() {
+				detail = haltedDetail
+			}
+			v.state(ctx, inventory.Paused, detail)
 		}
 	case qmp.EventResume:
 		if v.stored.Status.State != inventory.Running {
@@ -318,6 +325,7 @@ func (v *vm) cleanUp(ctx context.Context) {
 			v.log.LogAttrs(ctx, slog.LevelWarn, "clean-up is incomplete", slog.Any("err", err))
 		}
 	}
+	v.left(ctx)
 	v.removePorts(ctx)
 }
 
@@ -331,6 +339,8 @@ func vmOfPort(port string) inventory.VMID {
 }
 
 // runDir is where the VM's QEMU has its sockets.
-func (v *vm) runDir() qemu.RunDir {
-	return qemu.RunDir(filepath.Join(v.agent.RunDir, "vms", string(v.id)))
+func (v *vm) runDir() qemu.RunDir { return v.agent.runDirOf(v.id) }
+
+func (a *Agent) runDirOf(id inventory.VMID) qemu.RunDir {
+	return qemu.RunDir(filepath.Join(a.RunDir, "vms", string(id)))
 }

@@ -44,6 +44,7 @@ type SourceConfig struct {
 	Far       Far
 	Journal   Journal
 	Authority func() time.Duration        // how far this host's authority reaches
+	Cont      func(context.Context) error // lets the own vCPUs run, unless the authority is short by then
 	Free      func(context.Context) error // removes what is left of the VM here once its QEMU is gone
 	Log       *slog.Logger
 }
@@ -148,6 +149,15 @@ func (s *Source) Cancel(ctx context.Context, by string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// AuthorityShort says that this host's authority is over: before the release the attempt is given up, and the VM stays here. It does not wait; one that
+// finds no room may be said again.
+func (s *Source) AuthorityShort() {
+	select {
+	case s.inbox <- sourceEvent{SourceEvent: handover.SourceEvent{Kind: handover.SourceAbort, Authority: s.Authority(), Why: "the source's authority is over"}}:
+	default:
 	}
 }
 

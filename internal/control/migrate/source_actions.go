@@ -232,7 +232,7 @@ func (s *Source) resumeHere(loop context.Context, tasks *sync.WaitGroup) handove
 	}
 	within, done := context.WithTimeout(context.WithoutCancel(loop), callTimeout)
 	defer done()
-	if err := s.Process.QMP().Cont(within); err != nil {
+	if err := s.Cont(within); err != nil {
 		if fault.Is(err, fault.Canceled) || fault.Is(err, fault.Unavailable) {
 			tasks.Go(func() { s.findOutResumed(loop) })
 			return handover.SourceEvent{}

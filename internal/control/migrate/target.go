@@ -29,6 +29,8 @@ type TargetConfig struct {
 	Records   Records
 	Journal   Journal
 	Authority func() time.Duration
+	// Cont lets the vCPUs of the incoming QEMU run, unless the authority is short by then.
+	Cont func(context.Context, *qemu.Process) error
 	// Start makes the incoming QEMU, its switch ports and its lock record; Free removes them once QEMU has ended.
 	Start func(context.Context) (*qemu.Process, error)
 	Free  func(context.Context) error
@@ -251,6 +253,15 @@ func (t *Target) Discard(ctx context.Context, why string) (handover.Answer, erro
 		return handover.AnswerDiscarded, nil
 	}
 	return a.Answer, nil
+}
+
+// AuthorityShort says that this host's authority is over: a VM that has not run here yet is given up. It does not wait; one that finds no room may
+// be said again.
+func (t *Target) AuthorityShort() {
+	select {
+	case t.inbox <- targetEvent{TargetEvent: handover.TargetEvent{Kind: handover.TargetAuthorityShort, Authority: t.Authority(), Why: "it was not renewed"}}:
+	default:
+	}
 }
 
 // ask posts the event and waits for the machine's next answer.

@@ -145,7 +145,7 @@ func (t *Target) cont(loop context.Context) handover.TargetEvent {
 	}
 	within, done := context.WithTimeout(context.WithoutCancel(loop), callTimeout)
 	defer done()
-	err := p.QMP().Cont(within)
+	err := t.Cont(within, p)
 	switch {
 	case err == nil:
 		return handover.TargetEvent{Kind: handover.TargetContOK}

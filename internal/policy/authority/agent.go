@@ -25,6 +25,8 @@ type AgentEvent struct {
 	Sent Moment // of RenewalAcked and RenewalFailed: what Renew carried
 	// Lease is that of the renewal that was acknowledged, as Renew carried it.
 	Lease time.Duration
+	// Unsent says of RenewalFailed that the renewal was not sent, because the warden did not take the ShortenWarden before it.
+	Unsent bool
 }
 
 // AgentActionKind names what the agent is to do.
@@ -65,7 +67,7 @@ type Agent struct {
 	Fences   uint64 // how often the host had been fenced when its epoch began
 
 	Until   Moment // end of the authority; 0: none yet
-	Renewed bool   // this agent has sent a renewal
+	Renewed bool   // this agent has sent a renewal, and the warden knows of no longer authority than the agent
 	Sending bool   // a renewal is under way
 	Next    Moment // when the next renewal is due
 	Stopped bool   // VMs were told to stop
@@ -122,6 +124,9 @@ func (a Agent) Step(e AgentEvent) (Agent, []AgentAction) {
 		}
 	case RenewalFailed:
 		a.Sending = false
+		if e.Unsent {
+			a.Renewed = false // the warden may still count on more: it is told again before anything is sent
+		}
 	case EpochOver:
 		a.Over, a.Sending = true, false
 		return a, append(do, AgentAction{Kind: GiveUp})

@@ -112,6 +112,7 @@ type request struct {
 	lease   time.Duration
 	base    int  // revision that it compares
 	applied bool // done; its answer is on its way
+	unsent  bool // the warden did not take what comes before it
 }
 
 // world is a host, the store and an observer whose clocks go at rates of their own. Messages are late, lost, and overtake one another.
@@ -122,6 +123,7 @@ type world struct {
 	slow     float64 // of the observer's
 	agent    Agent
 	warden   Moment // end of the authority, as the warden knows it
+	deaf     bool   // it takes nothing
 	awaited  *request
 	late     []*request // nobody waits for them any more
 	revision int        // of the host's renewal in the store
@@ -139,14 +141,17 @@ func (w *world) step(e AgentEvent) {
 	e.Now = w.host()
 	next, actions := w.agent.Step(e)
 	w.agent = next
+	unsent := false
 	for _, a := range actions {
 		switch a.Kind {
 		case Renew:
-			w.awaited = &request{sent: a.Sent, lease: a.Lease, base: w.revision}
+			w.awaited = &request{sent: a.Sent, lease: a.Lease, base: w.revision, unsent: unsent}
 		case TellWarden:
-			w.warden = max(w.warden, a.Until)
+			if !w.deaf {
+				w.warden = max(w.warden, a.Until)
+			}
 		case ShortenWarden:
-			if w.warden != 0 {
+			if unsent = w.deaf; !unsent && w.warden != 0 {
 				w.warden = min(w.warden, a.Until)
 			}
 		case StopVMs, ResumeVMs, GiveUp:
@@ -156,7 +161,7 @@ func (w *world) step(e AgentEvent) {
 
 // arrive has the store do a renewal, if what it compares is still so. One that is waited for is sent again where only that had changed.
 func (w *world) arrive(r *request, waited bool) {
-	if w.fenced || r.applied || r.base != w.revision && !waited {
+	if w.fenced || r.applied || r.unsent || r.base != w.revision && !waited {
 		return
 	}
 	w.revision++
@@ -179,7 +184,7 @@ func TestFenceComesAfterAuthority(t *testing.T) {
 		w.agent = NewAgent(w.settings, 0, 0, w.host())
 		for range rapid.IntRange(20, 300).Draw(t, "steps") {
 			w.real += float64(rapid.SampledFrom([]time.Duration{0, 10 * ms, 300 * ms, sec, 3 * sec}).Draw(t, "pause"))
-			switch rapid.SampledFrom([]string{"tick", "arrive", "ack", "ack", "time out", "late", "look", "look", "plan", "plan off", "restart"}).Draw(t, "what") {
+			switch rapid.SampledFrom([]string{"tick", "arrive", "ack", "ack", "time out", "late", "look", "look", "plan", "plan off", "restart", "warden"}).Draw(t, "what") {
 			case "tick":
 				w.step(AgentEvent{Kind: AgentTick})
 			case "arrive":
@@ -197,7 +202,7 @@ func TestFenceComesAfterAuthority(t *testing.T) {
 			case "time out":
 				if r := w.awaited; r != nil {
 					w.giveUpWaiting()
-					w.step(AgentEvent{Kind: RenewalFailed, Sent: r.sent})
+					w.step(AgentEvent{Kind: RenewalFailed, Sent: r.sent, Unsent: r.unsent})
 				}
 			case "late":
 				if len(w.late) > 0 {
@@ -209,6 +214,8 @@ func TestFenceComesAfterAuthority(t *testing.T) {
 				w.step(AgentEvent{Kind: PlanRestart})
 			case "plan off":
 				w.step(AgentEvent{Kind: PlanOver})
+			case "warden":
+				w.deaf = !w.deaf
 			case "restart": // nothing of the old epoch arrives any more
 				w.awaited, w.late = nil, nil
 				w.agent = NewAgent(w.settings, 0, w.warden, w.host())

@@ -4,15 +4,17 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // Arbiter says who keeps two hosts from writing to one disk.
-type Arbiter string
+type Arbiter = inventory.Arbiter
 
 // The arbiters. What nothing is known of is the lease's.
 const (
-	LeaseArbitrates   Arbiter = "lease"   // only the host's authority: the VM stops when that ends
-	StorageArbitrates Arbiter = "storage" // the storage makes a second opener or an old writer fail: the VM may run on
+	LeaseArbitrates   = inventory.LeaseArbitrates
+	StorageArbitrates = inventory.StorageArbitrates
 )
 
 // Cgroup is what the warden sees of one VM's processes, read from the kernel right then.
