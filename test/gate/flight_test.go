@@ -48,8 +48,14 @@ type flight struct {
 func takeOff(t *testing.T) *flight {
 	t.Helper()
 	f := &flight{Cluster: startCluster(t, lab.Options{Hosts: 2})}
+	f.board(t, f.Hosts[0])
+	return f
+}
+
+// board starts the guest on the host and watches it.
+func (f *flight) board(t *testing.T, first *lab.Host) {
+	t.Helper()
 	ctx := step(t)
-	first := f.Hosts[0]
 	var err error
 	if f.ip, err = first.LinuxVM(ctx, vmName, vmMemory, 16*inventory.MiB); err != nil {
 		t.Fatal(err)
@@ -81,7 +87,6 @@ func takeOff(t *testing.T) *flight {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.probes.Close)
-	return f
 }
 
 // write makes the guest write its memory.
