@@ -224,6 +224,7 @@ func (a *Agent) lastMigration(ctx context.Context, id inventory.VMID) inventory.
 // adoptOwned begins the loop of a VM that is this host's and not on its way.
 func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qemu.Process) error {
 	status := inventory.VMStatus{State: inventory.Stopped, Host: a.Host(), Since: time.Now()}
+	var revival *revival
 	if process != nil {
 		found, err := process.QMP().Status(ctx)
 		if err != nil {
@@ -237,6 +238,9 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 		if found.State == qmp.StateShutdown {
 			status.Detail = "the guest shut down while the agent was away"
 		}
+	} else if r, ok := a.lostHere(stored); ok {
+		revival = r
+		status.State, status.Detail = inventory.Crashed, r.why
 	} else if stored.Run.Wanted == inventory.PowerOn {
 		status.State, status.Detail = inventory.Crashed, "its process ended while the agent was away: godwit vm start starts it again"
 	}
@@ -247,7 +251,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 		a.tasks.Event(ctx, e)
 	}
 	stored.Status = status
-	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
+	v := a.begin(ctx, stored, func(v *vm) { v.process, v.revival = process, revival })
 	if process != nil {
 		v.takeIn(ctx, process)
 		v.upTaps(ctx)

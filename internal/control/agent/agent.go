@@ -88,6 +88,7 @@ type Agent struct {
 
 	terms       terms
 	rebooted    bool       // the host was booted since its former agent started
+	fenced      bool       // what was here of VMs was ended, since the host was fenced
 	verdictOnce sync.Mutex // one correctness probe at a time
 	publishing  sync.Mutex // held over describing the host and writing that, so that no older one overtakes
 	verdict     inventory.Verdict
@@ -136,7 +137,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	if a.abilities, err = qemu.Probe(ctx, a.probe()); err != nil {
 		return nil, err
 	}
-	a.rebooted = c.Authority.rebooted()
+	a.rebooted, a.fenced = c.Authority.rebooted(), c.Authority.cast
 	a.writer = c.Store.As(c.Host, c.Authority.Epoch())
 	a.desk = access.New(c.Store, a.writer, a.tasks)
 	a.tasks.KeepIn(ledger{a.writer, a}, c.Log)

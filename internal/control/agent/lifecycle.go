@@ -174,8 +174,26 @@ func (v *vm) must(states ...inventory.VMState) error {
 // errMigrating refuses what a VM on its way cannot do.
 var errMigrating = fault.New(fault.Conflict, "it is migrating: wait, or end that with godwit migration cancel")
 
-// start brings the VM up: admission, generation, lock records, ports, QEMU with stopped vCPUs, and only then cont.
-func (v *vm) start(ctx context.Context) (err error) {
+// start brings the VM up because somebody wants that, with a new generation. One that does not come up is wanted off again.
+func (v *vm) start(ctx context.Context) error {
+	if err := v.mayStart(ctx); err != nil {
+		return err
+	}
+	if err := v.want(ctx, inventory.PowerOn); err != nil {
+		return err
+	}
+	err := v.bringUp(ctx)
+	if err != nil {
+		undo, done := context.WithTimeout(context.WithoutCancel(ctx), quitMax)
+		defer done()
+		v.state(undo, inventory.Stopped, "it did not start: "+err.Error())
+		_ = v.want(undo, inventory.PowerOff) // the error of the start is the one to tell
+	}
+	return err
+}
+
+// mayStart refuses what cannot be started here now, and makes room for what can.
+func (v *vm) mayStart(ctx context.Context) error {
 	switch v.stored.Status.State { //nolint:exhaustive // must looks at the others
 	case inventory.Running:
 		return fault.New(fault.Conflict, "it is running already")
@@ -193,28 +211,26 @@ func (v *vm) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	a := v.agent
-	if a.authority() < handover.AuthorityMargin {
-		return a.errNoAuthority()
+	if v.agent.authority() < handover.AuthorityMargin {
+		return v.agent.errNoAuthority()
 	}
-	self, err := a.describe(ctx)
+	self, err := v.agent.describe(ctx)
 	if err != nil {
 		return err
 	}
-	if err := fault.Refuse(fault.Incompatible, admission.Create(v.stored.Spec, self)); err != nil {
-		return err
-	}
-	if err := v.want(ctx, inventory.PowerOn); err != nil {
-		return err
-	}
+	return fault.Refuse(fault.Incompatible, admission.Create(v.stored.Spec, self))
+}
+
+// bringUp starts the VM with the generation of its run record, which nobody has started it with: lock records, ports, QEMU with stopped vCPUs, and
+// only then cont. Of one that does not come up nothing is left.
+func (v *vm) bringUp(ctx context.Context) (err error) {
+	a := v.agent
 	v.state(ctx, inventory.Starting, "")
 	defer func() {
 		if err != nil {
 			undo, done := context.WithTimeout(context.WithoutCancel(ctx), quitMax)
 			defer done()
 			v.cleanUp(undo)
-			v.state(undo, inventory.Stopped, "it did not start: "+err.Error())
-			_ = v.want(undo, inventory.PowerOff) // the error of the start is the one to tell
 		}
 	}()
 	if err := a.lock(v.stored, v.stored.Run.Generation); err != nil {

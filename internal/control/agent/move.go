@@ -449,6 +449,8 @@ func (a *Agent) reconcile(ctx context.Context, told news) (again map[string]bool
 			if a.lookup(vm.ID) == nil {
 				again[string(vm.ID)] = true
 			}
+		case v != nil && mine:
+			a.giveBack(ctx, v, vm)
 		case v != nil && !mine && vm.Run.Owner != a.Host():
 			a.letGo(ctx, v)
 			if a.lookup(vm.ID) != nil {
@@ -477,11 +479,22 @@ func (a *Agent) readChanged(ctx context.Context, told news) ([]inventory.VM, err
 	return changed, nil
 }
 
-// takeIn begins the loop of a stopped VM that has become this host's.
+// takeIn begins the loop of a VM that has become this host's: one that is off, or that the leader gave to this host to be started.
 func (a *Agent) takeIn(ctx context.Context, id inventory.VMID) error {
 	stored, err := a.Store.VM(ctx, string(id))
-	if err != nil || stored.Run.Owner != a.Host() || !stored.Run.Heir.IsZero() || stored.Run.Wanted != inventory.PowerOff {
+	if err != nil {
 		return err
+	}
+	if r, ok := a.reassigned(stored); ok {
+		if _, err := os.Stat(string(a.runDirOf(id))); err == nil {
+			return nil // a QEMU that does not answer yet: adoptLater has it
+		}
+		stored.Status = inventory.VMStatus{State: inventory.Crashed, Host: a.Host(), Since: time.Now(), Detail: r.why}
+		a.begin(ctx, stored, func(v *vm) { v.revival = r })
+		return nil
+	}
+	if stored.Run.Owner != a.Host() || !stored.Run.Heir.IsZero() || stored.Run.Wanted != inventory.PowerOff {
+		return nil
 	}
 	if active, err := a.Store.ActiveMigration(ctx, id); err != nil || active != "" {
 		return err
@@ -495,18 +508,30 @@ func (a *Agent) takeIn(ctx context.Context, id inventory.VMID) error {
 	return nil
 }
 
-// letGo ends the loop of a VM that is off and another host's.
+// letGo ends the loop of a VM that is another host's. What still runs of it here was taken away by the leader, since its migrations have ended: it
+// has no right to run any more.
 func (a *Agent) letGo(ctx context.Context, v *vm) {
 	// A loop that has ended is what is wanted.
 	_ = v.do(ctx, func(ctx context.Context) error {
-		if v.process != nil || v.source != nil || v.target != nil || v.stored.Status.State != inventory.Stopped {
+		if v.source != nil || v.target != nil {
 			return nil
 		}
 		stored, err := a.Store.VM(ctx, string(v.id))
 		if err != nil {
 			return err
 		}
-		v.gone = stored.Run.Owner != a.Host() && stored.Run.Heir.Host != a.Host()
+		if stored.Run.Owner == a.Host() || stored.Run.Heir.Host == a.Host() {
+			return nil
+		}
+		if v.process != nil {
+			v.log.LogAttrs(ctx, slog.LevelWarn, "ending a copy that belongs elsewhere", slog.String("owner", string(stored.Run.Owner)))
+			if err := v.process.Kill(ctx); err != nil {
+				v.log.LogAttrs(ctx, slog.LevelError, "it does not end", slog.Any("err", err))
+				return err
+			}
+			v.cleanUp(ctx)
+		}
+		v.gone = true
 		return nil
 	})
 }

@@ -40,6 +40,7 @@ type vm struct {
 	sockets context.CancelFunc // ends console and pulse
 	stale   bool               // the store has not taken the last status
 	button  bool               // asked off through its guest agent, and its power button not pressed yet
+	revival *revival           // it is to be started, because it was lost with a host
 	uses    []*use             // what keeps the VM as it is for a while
 	let     map[string]bool    // devices that the guest let go of and that the spec still has
 
@@ -81,6 +82,10 @@ func (v *vm) loop(ctx context.Context) {
 		if v.events != nil {
 			events = v.events.C
 		}
+		var revive <-chan time.Time
+		if v.revival != nil {
+			revive = v.revival.due
+		}
 		if (v.stale || len(v.let) > 0) && house == nil {
 			house = time.After(houseEvery)
 		}
@@ -100,6 +105,8 @@ func (v *vm) loop(ctx context.Context) {
 				continue
 			}
 			v.heard(ctx, e)
+		case <-revive:
+			v.revive(ctx)
 		case <-house:
 			house = nil
 			if v.stale {
