@@ -65,18 +65,18 @@ type guard struct {
 	agent atomic.Pointer[ear]   // the one that is heard
 	said  atomic.Pointer[hello] // the last state, for the agent that is started next
 
-	cgroups   []authority.Cgroup // reused
-	seen      []host.Cgroup      // reused
-	calm      bool               // the authority is valid, and the last look at the cgroups found nothing to do
-	unproven  bool
-	acted     map[authority.VM]authority.WardenActionKind // what was done last about those that it was done about in the last look
-	wanters   []word
-	armed     bool
-	feedAt    authority.Moment // when it is due to be fed
-	openAt    authority.Moment // when it is tried to be opened again
-	openError string
-	unwatched bool // the store knows that nobody can fence this host
-	ending    bool
+	cgroups    []authority.Cgroup // reused
+	seen       []host.Cgroup      // reused
+	calm       bool               // the authority is valid, and the last look at the cgroups found nothing to do
+	unproven   bool
+	complaints map[string]string                           // what was said, and why
+	acted      map[authority.VM]authority.WardenActionKind // what was done last about those that it was done about in the last look
+	wanters    []word
+	armed      bool
+	feedAt     authority.Moment // when it is due to be fed
+	openAt     authority.Moment // when it is tried to be opened again
+	unwatched  bool             // the store knows that nobody can fence this host
+	ending     bool
 }
 
 // ear is an agent's end of its line; tell does not wait for it.
@@ -103,9 +103,7 @@ func (g *guard) run() {
 		if g.look() {
 			return
 		}
-		if err := g.clock.setAt(g.next()); err != nil {
-			g.log.say(slog.LevelError, "alarm", slog.Any("err", err))
-		}
+		g.complain("cannot set the alarm", "", g.clock.setAt(g.next()))
 		select {
 		case <-g.clock.ring:
 		case w := <-g.words:
@@ -154,16 +152,17 @@ func (g *guard) look() (over bool) {
 	now := g.clock.now()
 	valid := g.machine.Valid(now)
 	g.calm = g.calm && valid
-	cgroups := g.cgroups[:0]
-	if !g.calm || g.ending {
-		var ok bool
-		if cgroups, ok = g.list(); !ok && (!valid || len(g.machine.Doomed()) > 0) {
+	g.cgroups = g.cgroups[:0]
+	seen := !g.calm || g.ending
+	if seen && !g.list() {
+		seen = false
+		if !valid || len(g.machine.Doomed()) > 0 {
 			g.unproven = true // and nothing is fed: what cannot be seen may run
 			return false
 		}
 	}
 	fed, did := false, map[authority.VM]authority.WardenActionKind(nil)
-	for _, a := range g.machine.Look(now, cgroups) {
+	for _, a := range g.machine.Look(now, g.cgroups) {
 		switch a.Kind {
 		case authority.Feed:
 			fed = true
@@ -185,66 +184,85 @@ func (g *guard) look() (over bool) {
 	g.write()
 	if g.machine.Clean() {
 		for _, w := range g.wanters {
-			w.answer("ok")
+			w.answer(tellsOK)
 		}
 		g.wanters = nil
 	}
-	return g.ending && g.mayEnd(cgroups)
+	return g.ending && g.mayEnd(seen)
 }
 
 // list reads the VMs' cgroups; false when the kernel does not say.
-func (g *guard) list() ([]authority.Cgroup, bool) {
+func (g *guard) list() bool {
 	g.cgroups = g.cgroups[:0]
 	if g.groups == nil {
-		return g.cgroups, true // fencing says that nothing is proven here
+		return true // fencing says that nothing is proven here
 	}
 	var err error
-	if g.seen, err = g.groups.List(g.seen[:0]); err != nil {
-		g.log.say(slog.LevelError, "cannot see the vms", slog.Any("err", err))
-		return g.cgroups, false
+	g.seen, err = g.groups.List(g.seen[:0])
+	g.complain("cannot see the vms", "", err)
+	if err != nil {
+		return false
 	}
 	for _, c := range g.seen {
 		if c.Err != nil {
-			g.log.say(slog.LevelError, "cannot see a vm", slog.String("vm", c.Name), slog.Any("err", c.Err))
+			g.complain("cannot see a vm", c.Name, c.Err)
 		}
 		g.cgroups = append(g.cgroups, authority.Cgroup{VM: authority.VM(c.Name), Living: c.Populated, Frozen: c.Frozen})
 	}
-	return g.cgroups, true
+	return true
 }
 
 // act does one thing about a VM. Whether it worked is for the next look to see.
 func (g *guard) act(a authority.WardenAction) {
-	level, name := slog.LevelWarn, string(a.VM)
+	name, why := string(a.VM), slog.String("why", a.Why)
+	first := g.acted[a.VM] != a.Kind // it is said once, not at every look that finds it still to do
 	var err error
 	switch a.Kind {
 	case authority.Freeze:
-		err = g.groups.Freeze(name)
+		if err = g.groups.Freeze(name); first {
+			g.log.say(slog.LevelWarn, "freezing vm", slog.String("vm", name), why)
+		}
 	case authority.Thaw:
-		level, err = slog.LevelInfo, g.groups.Thaw(name)
+		if err = g.groups.Thaw(name); first {
+			g.log.say(slog.LevelInfo, "thawing vm", slog.String("vm", name), why)
+		}
 	case authority.Kill:
-		err = g.groups.Kill(name)
+		if err = g.groups.Kill(name); first {
+			g.log.say(slog.LevelError, "killing vm", slog.String("vm", name), why)
+		}
 	case authority.Feed, authority.Clear:
 	}
 	if err != nil {
-		level = slog.LevelError
-	}
-	if g.acted[a.VM] != a.Kind || err != nil { // once, not at every look that finds it still to do
-		g.log.say(level, "vm ends or stands by authority", slog.String("vm", name), slog.String("action", string(a.Kind)),
-			slog.String("why", a.Why), slog.Any("err", err))
+		g.complain("cannot act on a vm", name, err)
 	}
 }
 
-// mayEnd takes the watchdog off if this process may leave the VMs alone, and reports whether it may.
-func (g *guard) mayEnd(cgroups []authority.Cgroup) bool {
+// complain says what went wrong, once until it is something else or over.
+func (g *guard) complain(what, vm string, err error) {
+	key := what + " " + vm
+	if err == nil {
+		delete(g.complaints, key)
+		return
+	}
+	if why := err.Error(); g.complaints[key] != why && len(g.complaints) < complaintsMax {
+		g.complaints[key] = why
+		g.log.say(slog.LevelError, "warden hindered", slog.String("what", what), slog.String("vm", vm), slog.String("err", why))
+	}
+}
+
+// complaintsMax bounds what is remembered of what was said.
+const complaintsMax = 1024
+
+// mayEnd takes the watchdog off if this process may leave the VMs alone, and reports whether it may. seen says that the kernel has just shown
+// all of them.
+func (g *guard) mayEnd(seen bool) bool {
 	if !g.armed {
 		return true
 	}
-	if !g.unwatched && !g.machine.Dead(cgroups) {
+	if !g.unwatched && (!seen || !g.machine.Dead(g.cgroups)) {
 		return false
 	}
-	if err := g.watchdog.Disarm(); err != nil {
-		g.log.say(slog.LevelError, "the watchdog stays armed and will reset this machine", slog.Any("err", err))
-	}
+	g.complain("cannot take the watchdog off, which will reset this machine", "", g.watchdog.Disarm())
 	g.armed = false
 	return true
 }
@@ -266,29 +284,26 @@ func (g *guard) feed(now authority.Moment) {
 		g.unproven = true
 		return
 	}
-	if err := g.watchdog.Feed(); err != nil {
-		g.log.say(slog.LevelError, "the watchdog cannot be fed", slog.Any("err", err))
+	err := g.watchdog.Feed()
+	g.complain("cannot feed the watchdog", "", err)
+	if err != nil {
 		return // it stays due
 	}
 	g.feedAt = now + g.timeout/4
 }
 
-// open arms the watchdog.
+// open arms the watchdog, on a host that has authority or had it: one that never had runs nothing that must end.
 func (g *guard) open(now authority.Moment) {
-	if now < g.openAt || g.ending {
+	if _, had := g.machine.FreezeAt(); now < g.openAt || g.ending || !had && !g.machine.Over {
 		return
 	}
 	err := g.watchdog.Open()
+	g.complain("no watchdog: when this host falls silent, its VMs are started elsewhere only after somebody has confirmed that it is dead", "", err)
 	if err != nil {
 		g.openAt = now + openEvery
-		if why := err.Error(); why != g.openError {
-			g.openError = why
-			g.log.say(slog.LevelWarn, "no watchdog: when this host falls silent, its VMs are started elsewhere only after somebody has confirmed that it is dead",
-				slog.Any("err", err))
-		}
 		return
 	}
-	g.armed, g.feedAt, g.openError = true, now+g.timeout/4, ""
+	g.armed, g.feedAt = true, now+g.timeout/4
 	g.log.say(slog.LevelInfo, "watchdog armed", slog.Duration("timeout", g.timeout))
 }
 
@@ -316,7 +331,5 @@ func (g *guard) write() {
 			agent.tell(fencingWord(now.fencing))
 		}
 	}
-	if err := g.notes.keep(g.machine); err != nil {
-		g.log.say(slog.LevelError, "the authority cannot be written down: the next warden will know of none", slog.Any("err", err))
-	}
+	g.complain("cannot write the authority down: the next warden will know of an older one", "", g.notes.keep(g.machine))
 }

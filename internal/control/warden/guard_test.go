@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +27,9 @@ type kernel struct {
 	mu       sync.Mutex
 	vms      map[string]*host.Cgroup
 	stubborn map[string]bool // in the kernel's hands: no signal reaches them
+	slow     time.Duration   // that a list takes
+	listed   time.Time       // when a list began last
+	oldest   time.Duration   // between that and a feeding
 	blind    error           // the cgroups cannot be listed
 	did      []string        // freeze, thaw, kill, with the second
 	armed    bool
@@ -60,6 +65,11 @@ func (k *kernel) setAt(at authority.Moment) error {
 }
 
 func (k *kernel) List(into []host.Cgroup) ([]host.Cgroup, error) {
+	k.mu.Lock()
+	slow := k.slow
+	k.listed = time.Now()
+	k.mu.Unlock()
+	time.Sleep(slow)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.blind != nil {
@@ -113,6 +123,7 @@ func (k *kernel) Feed() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.fed = time.Now()
+	k.oldest = max(k.oldest, time.Since(k.listed))
 	k.timer.Reset(k.timeout)
 	return nil
 }
@@ -136,7 +147,7 @@ func (k *kernel) seen() (did []string, resets []time.Duration) {
 func guarded(t *testing.T, k *kernel, from authority.Warden) (*guard, *Line) {
 	t.Helper()
 	g := &guard{
-		machine: from, groups: k, watchdog: k, timeout: k.timeout, clock: clock{k.now, k.ring, k.setAt}, log: newDiary(slog.New(slog.NewTextHandler(t.Output(), nil))),
+		machine: from, groups: k, watchdog: k, timeout: k.timeout, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{}, log: newDiary(slog.New(slog.NewTextHandler(t.Output(), nil))),
 		words: make(chan word, wordsMax), over: make(chan struct{}),
 	}
 	g.said.Store(&hello{fences: from.Fences, until: from.Until})
@@ -242,4 +253,202 @@ func TestAnotherAuthorityKillsWhatWasThere(t *testing.T) {
 			t.Errorf("it did %q, and the machine was reset at %v", did, resets)
 		}
 	})
+}
+
+// The story: a QEMU is in the kernel's hands and does not die. The watchdog is not fed any more, and resets the machine before the lease is over.
+func TestWhatDoesNotDieResetsTheMachine(t *testing.T) {
+	for story, hinder := range map[string]func(*kernel){
+		"a kill does nothing":         func(k *kernel) { k.stubborn["vm-a"] = true },
+		"the kernel does not list":    func(k *kernel) { k.blind = errors.New("no") },
+		"the kernel says nothing":     func(k *kernel) { k.vms["vm-a"].Err, k.stubborn["vm-a"] = errors.New("no"), true },
+		"a freeze of one does not do": func(k *kernel) { k.stubborn["vm-b"] = true },
+	} {
+		t.Run(story, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx := t.Context()
+				k := newKernel("vm-a", "vm-b")
+				_, agent := guarded(t, k, fresh())
+				must(t, agent.Authority(ctx, 0, k.now()+8*time.Second), agent.VM(ctx, "vm-b", authority.LeaseArbitrates, true))
+				hinder(k)
+				time.Sleep(8 * time.Second)
+				if _, resets := k.seen(); len(resets) != 1 || resets[0] > 7500*time.Millisecond || resets[0] < 5*time.Second {
+					t.Errorf("the machine was reset at %v", resets)
+				}
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				k.blind, k.stubborn = nil, nil
+			})
+		})
+	}
+}
+
+// The story: authority is over, and a VM frozen. Then a look takes its time, or this process stands still in it. What it has seen is old by then and
+// feeds nothing; the next look is in time.
+func TestAnOldProofFeedsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		k := newKernel("vm-a")
+		_, agent := guarded(t, k, fresh())
+		must(t, agent.Authority(ctx, 0, k.now()+8*time.Second), agent.VM(ctx, "vm-a", authority.LeaseArbitrates, true))
+		time.Sleep(10 * time.Second)
+		k.mu.Lock()
+		k.slow, k.oldest = 1200*time.Millisecond, 0
+		k.mu.Unlock()
+		time.Sleep(time.Second)
+		k.mu.Lock()
+		k.slow = 0
+		k.mu.Unlock()
+		time.Sleep(time.Minute)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if k.oldest > proofMax || k.fed.Sub(k.boot) < time.Minute {
+			t.Errorf("it was fed by a proof that was %v old, and last at %v", k.oldest, k.fed.Sub(k.boot))
+		}
+		if len(k.resets) > 0 {
+			t.Errorf("reset at %v, although the next proof was in time", k.resets)
+		}
+	})
+}
+
+// The story: godwit is ended in order. When the store knows that nobody can fence the host, its VMs run on without a warden; when it does not, the
+// warden stays until the authority is over and they are dead. The watchdog is off at the end both times.
+func TestEndingInOrder(t *testing.T) {
+	for story, c := range map[string]struct {
+		unwatched bool
+		again     bool // and then the agent renewed once more
+		want      time.Duration
+	}{
+		"the store knows":              {true, false, 0},
+		"the store does not":           {false, false, 5 * time.Second},
+		"the store knows another word": {true, true, 5 * time.Second},
+	} {
+		t.Run(story, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx := t.Context()
+				k := newKernel("vm-a")
+				g, agent := guarded(t, k, fresh())
+				must(t, agent.Authority(ctx, 0, k.now()+8*time.Second))
+				if c.unwatched {
+					must(t, agent.Unwatched(ctx))
+				}
+				if c.again {
+					must(t, agent.Authority(ctx, 0, k.now()+8*time.Second))
+				}
+				began := time.Now()
+				g.end()
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				if took := time.Since(began); took < c.want || took > c.want+100*time.Millisecond || k.armed || k.vms["vm-a"].Populated != (c.want == 0) {
+					t.Errorf("it took %v; the watchdog is armed: %v; the VM lives: %v", took, k.armed, k.vms["vm-a"].Populated)
+				}
+			})
+		})
+	}
+}
+
+// The story: the log's reader stands still, and so does whoever reads the agent's line. VMs end all the same.
+func TestNobodyIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKernel("vm-a")
+		g := &guard{
+			machine: fresh(), groups: k, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{},
+			log: newDiary(slog.New(slog.DiscardHandler)), words: make(chan word, wordsMax), over: make(chan struct{}),
+		}
+		g.said.Store(&hello{})
+		e := &ear{func(string) {}} // hears nothing
+		g.agent.Store(e)
+		go g.run() // and nobody runs its diary
+		for i := range 2 * diaryMax {
+			g.log.say(slog.LevelInfo, "line", slog.Int("n", i))
+		}
+		g.send(word{from: e, text: "authority 1 0 " + momentWord(k.now()+8*time.Second)})
+		time.Sleep(6 * time.Second)
+		if did, _ := k.seen(); !slices.Equal(did, []string{"kill vm-a at 5s"}) {
+			t.Errorf("it did %q", did)
+		}
+		g.end()
+		k.wake.Stop()
+	})
+}
+
+// What an agent says that nobody understands is refused, with the reason, and changes nothing; an agent that has ended is not heard.
+func TestWordsThatAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		k := newKernel()
+		g, first := guarded(t, k, fresh())
+		for text, want := range map[string]string{
+			"authority x y":    `fences`,
+			"authority 1":      "takes 2 arguments, not 1",
+			"authority 1 -5":   `moment "-5"`,
+			"shorten soon":     `moment "soon"`,
+			"vm vm-a me runs":  `arbiter "me"`,
+			"vm vm-a lease up": `state "up"`,
+			"gone":             "takes 1 arguments, not 0",
+		} {
+			what, args, _ := strings.Cut(text, " ")
+			if err := first.ask(ctx, answerMax, what, strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, without %q", text, err, want)
+			}
+		}
+		for range wantersMax {
+			go func() { _ = first.Cleared(ctx) }() // ends with the bubble's agent
+		}
+		synctest.Wait()
+		if err := first.Cleared(ctx); err == nil || !strings.Contains(err.Error(), "too many wait") {
+			t.Errorf("one more waits for it to be clear: %v", err)
+		}
+		must(t, first.Authority(ctx, 0, k.now()+8*time.Second))
+		second := agentOf(g)
+		if fences, until := second.Left(); fences != 0 || until != k.now()+8*time.Second {
+			t.Errorf("the next agent is told of %d, %v", fences, until)
+		}
+		if err := first.Shorten(ctx, k.now()); err == nil {
+			t.Error("an agent that has ended is heard")
+		}
+		if err := second.Authority(ctx, 0, k.now()+8*time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A nil line, of an agent that was started by hand, says nothing and waits for nobody.
+func TestNobodyToTell(t *testing.T) {
+	var l *Line
+	ctx := t.Context()
+	must(t, l.Authority(ctx, 1, 2), l.Shorten(ctx, 1), l.GiveUp(ctx), l.VM(ctx, "vm-a", authority.LeaseArbitrates, true), l.Gone(ctx, "vm-a"), l.Cleared(ctx), l.Unwatched(ctx))
+	if fences, until := l.Left(); fences != 0 || until != 0 || l.Fencing() != inventory.FencedByNobody {
+		t.Errorf("it knows of %d, %v, %q", fences, until, l.Fencing())
+	}
+}
+
+// What a guard knows is in its file, whole, and the next guard of this boot begins there; one of another boot does not.
+func TestNotes(t *testing.T) {
+	dir, s := t.TempDir(), authority.Default()
+	n, m, err := readNotes(dir, "boot-1", s)
+	if err != nil || m.Until != 0 || m.Over {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	m.Told(7, 123456789*time.Nanosecond, nil)
+	m.VM("vm-a", authority.LeaseArbitrates, true)
+	m.VM("vm-b", authority.StorageArbitrates, false)
+	m.Doom("vm-c")
+	must(t, n.keep(m))
+	_, next, err := readNotes(dir, "boot-1", s)
+	if err != nil || next.Fences != 7 || next.Until != 123456789 || next.Over || !slices.Equal(next.Doomed(), []authority.VM{"vm-c"}) ||
+		next.Knows("vm-a") != (authority.WardenVM{Arbiter: authority.LeaseArbitrates, Stopped: true}) || !slices.Equal(next.VMs(), []authority.VM{"vm-a", "vm-b"}) {
+		t.Errorf("%+v, %v", next, err)
+	}
+	m.GivenUp(nil)
+	must(t, n.keep(m))
+	if _, next, err = readNotes(dir, "boot-1", s); err != nil || !next.Over || next.Until != 0 {
+		t.Errorf("%+v, %v", next, err)
+	}
+	if _, next, err = readNotes(dir, "boot-2", s); err != nil || next.Over || next.Fences != 0 {
+		t.Errorf("in another boot it is %+v, %v", next, err)
+	}
+	must(t, os.WriteFile(filepath.Join(dir, notesFile), []byte("boot boot-1\nuntil soon\n"), 0o600))
+	if _, next, err = readNotes(dir, "boot-1", s); err == nil || next.Until != 0 {
+		t.Errorf("a torn file is read as %+v, %v", next, err)
+	}
 }

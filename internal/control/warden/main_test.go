@@ -14,11 +14,15 @@ import (
 )
 
 // TestMain lets this binary be a warden's role: "role LOG" writes down its start, beats, deadlocks on SIGUSR1, and
-// on SIGUSR2 wants the role store to run, or not to when it wanted it last; "settle" says
-// where it settles.
+// on SIGUSR2 wants the role store to run, or not to when it wanted it last; "owner LOG" is
+// an agent with VMs (real_test.go); "settle" says where it settles.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "role" {
 		roleMain(os.Args[2])
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "owner" {
+		ownerMain(os.Args[2])
 		return
 	}
 	if len(os.Args) == 2 && os.Args[1] == "settle" {

@@ -10,7 +10,7 @@ import (
 // newGuard starts the guard, from where the former warden of this boot has left off. stop ends it, which may take until the authority's end.
 func newGuard(ctx context.Context, c Config) (_ *guard, stop func(), err error) {
 	g := &guard{
-		watchdog: c.Watchdog, timeout: c.Authority.Watchdog, log: newDiary(c.Log),
+		watchdog: c.Watchdog, timeout: c.Authority.Watchdog, log: newDiary(c.Log), complaints: map[string]string{},
 		words: make(chan word, wordsMax), over: make(chan struct{}),
 	}
 	boot, err := host.BootID()

@@ -88,8 +88,8 @@ func (w *warden) loop(ctx context.Context) {
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, syscall.SIGCHLD)
 	defer signal.Stop(died)
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
+	wake := time.NewTimer(lookEvery)
+	defer wake.Stop()
 	w.awake.look(time.Now())
 	stop := ctx.Done()
 	for {
@@ -102,17 +102,33 @@ func (w *warden) loop(ctx context.Context) {
 			return
 		}
 		w.systemd.tell(ctx, now, w)
+		wake.Reset(w.pause(now))
 		select {
 		case event := <-w.events:
 			event(ctx)
 		case <-died:
 			w.reapOrphans()
-		case <-tick.C:
+		case <-wake.C:
 		case <-stop:
 			stop, w.ending = nil, true
 			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending in order, vms run on")
 		}
 	}
+}
+
+// pause returns how long the loop may wait for something to happen: a child whose time to start or to die has come is not kept waiting, since
+// VMs may be stopped until their agent is back.
+func (w *warden) pause(now time.Time) time.Duration {
+	pause := lookEvery
+	for _, c := range w.children {
+		switch {
+		case !c.running() && !c.Off && !w.ending:
+			pause = min(pause, c.startAt.Sub(now))
+		case c.running() && !c.killAt.IsZero():
+			pause = min(pause, c.killAt.Sub(now))
+		}
+	}
+	return max(pause, time.Millisecond)
 }
 
 // send hands an event to the loop, unless that has ended.

@@ -96,14 +96,10 @@ func (g *guard) obey(what string, args []string) error {
 		if err != nil {
 			return err
 		}
-		var living []authority.Cgroup
-		if fences != g.machine.Fences || g.machine.Over {
-			var ok bool
-			if living, ok = g.list(); !ok {
-				return fault.New(fault.Unavailable, "the kernel does not say which VMs live")
-			}
+		if (fences != g.machine.Fences || g.machine.Over) && !g.list() {
+			return fault.New(fault.Unavailable, "the kernel does not say which VMs live")
 		}
-		g.machine.Told(fences, until, living)
+		g.machine.Told(fences, until, g.cgroups) // the list of the last look where nothing hangs on it
 		g.unwatched = false
 		g.calm = g.calm && g.machine.Clean()
 	case saysShorten:
@@ -113,8 +109,8 @@ func (g *guard) obey(what string, args []string) error {
 		}
 		g.machine.Shorten(until)
 	case saysGiveUp:
-		living, ok := g.list()
-		g.machine.GivenUp(living)
+		ok := g.list()
+		g.machine.GivenUp(g.cgroups) // what was not seen runs without authority, and dies for that
 		g.calm = false
 		if !ok {
 			return fault.New(fault.Unavailable, "the kernel does not say which VMs live")
