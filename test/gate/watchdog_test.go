@@ -1,0 +1,156 @@
+package gate
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/godwit-vm/godwit/guest/tiny"
+	"github.com/godwit-vm/godwit/internal/driver/host"
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
+	"github.com/godwit-vm/godwit/test/lab"
+)
+
+// The story: three hosts with watchdogs. On one its agent stands still: it is replaced, and the VM never knew. Then the whole machine stands still, and
+// on another host the warden alone: each time the watchdog resets the machine in time, and nothing that ran there is left. A machine that was
+// reset comes back, in another boot, and arms its watchdog again; one that is ended in order is not reset.
+func TestWatchdog(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, lab.Options{Hosts: 3, Watchdog: true})
+	second, third := c.Hosts[1], c.Hosts[2]
+	if err := os.WriteFile(filepath.Join(c.Datastore, "tiny.rom"), tiny.Heartbeat(tiny.Options{}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	vms := map[*lab.Host]string{}
+	for _, h := range []*lab.Host{second, third} {
+		for _, args := range [][]string{
+			{"vm", "create", "on-" + h.Name, "--memory", "48M", "--firmware", "tiny.rom", "--disk", "size=16M"}, {"vm", "start", "on-" + h.Name},
+		} {
+			if _, err := h.Godwit(step(t), args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		vms[h] = "on-" + h.Name
+		armed(t, h)
+	}
+
+	t.Run("agent alone", func(t *testing.T) {
+		before := beats(t, second, vms[second])
+		qemus := second.QEMUs(before.id)
+		old, err := second.PID(step(t), "agent")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(old, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := second.WaitOther(step(t), "agent", old); err != nil {
+			t.Fatal(err)
+		}
+		if err := lab.Until(t.Context(), stepMax, func() error {
+			if now := beats(t, second, vms[second]); now.count <= before.count {
+				return fmt.Errorf("the guest gave sign %d before and %d after", before.count, now.count)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		if now := second.QEMUs(before.id); !slices.Equal(now, qemus) || len(now) != 1 {
+			t.Errorf("the VM was in processes %v and is in %v", qemus, now)
+		}
+		armed(t, second)
+	})
+	t.Run("the whole machine", func(t *testing.T) {
+		began := host.Boottime()
+		if err := second.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, second, began)
+		if err := second.Up(step(t)); err != nil {
+			t.Fatal(err)
+		}
+		armed(t, second)
+	})
+	t.Run("warden alone", func(t *testing.T) {
+		warden, err := third.PID(step(t), "warden")
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := host.Boottime()
+		if err := syscall.Kill(warden, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, third, began)
+	})
+	for _, h := range slices.Backward(c.Hosts) {
+		if err := h.Down(); err != nil {
+			t.Error(err)
+		}
+	}
+	time.Sleep(authority.Default().Watchdog + 500*time.Millisecond) // the time in which one that was left armed fires
+	for _, h := range c.Hosts {
+		if n := h.Resets(); n > 0 {
+			t.Errorf("%s was reset %d times without a reason", h.Name, n)
+		}
+	}
+}
+
+// armed waits until the host's doctor says that its watchdog is armed: the first authority comes a moment after the first answer.
+func armed(t *testing.T, h *lab.Host) {
+	t.Helper()
+	if err := lab.Until(t.Context(), stepMax, func() error {
+		if check := one(t, h, "watchdog"); check.GetState() != "good" {
+			return fmt.Errorf("%s: %v", h.Name, check)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// gone demands that the machine is reset in time when nothing feeds its watchdog from began on, and that nothing is left of what ran there.
+func gone(t *testing.T, h *lab.Host, began time.Duration) {
+	t.Helper()
+	r, err := h.WaitReset(step(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s was reset %v after it stood still, and its last process was dead %v later", h.Name, (r.Fired - began).Round(time.Millisecond), (r.Dead - r.Fired).Round(time.Millisecond))
+	s := authority.Default()
+	if r.Due > began+s.Watchdog || r.Late() > s.Lease-s.Reset {
+		t.Errorf("it was to be reset %v after it stood still, and was dead %v after that", r.Due-began, r.Late())
+	}
+	if left := h.Processes(); len(left) > 0 {
+		t.Errorf("processes %v outlive their machine", left)
+	}
+}
+
+// sign is a guest's last sign of life.
+type sign struct {
+	id    string
+	count uint64
+}
+
+// beats returns the guest's last sign of life.
+func beats(t *testing.T, h *lab.Host, name string) (s sign) {
+	t.Helper()
+	if err := lab.Until(t.Context(), stepMax, func() error {
+		vm, err := h.VM(t.Context(), name)
+		if err != nil {
+			return err
+		}
+		s = sign{vm.GetId(), vm.GetStatus().GetHeartbeat().GetCount()}
+		if state := vm.GetStatus().GetState(); state != inventory.Running.String() || s.count == 0 {
+			return fmt.Errorf("vm %s is %s with sign %d (%s)", name, state, s.count, vm.GetStatus().GetDetail())
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
