@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,10 +34,11 @@ type login struct {
 // serverAddress reads a server's address; the port may be left out.
 func serverAddress(text string) (string, error) {
 	host, port, err := net.SplitHostPort(text)
-	if err != nil {
-		host, port = strings.Trim(text, "[]"), portAgent
+	if err != nil { // no port; an IPv6 address may stand without brackets then
+		host, port = strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"), portAgent
 	}
-	if host == "" || port == "" || strings.ContainsAny(host, "/ \t\r\n@") || strings.Count(text, ":") > 1 && !strings.Contains(text, "[") {
+	number, err := strconv.ParseUint(port, 10, 16)
+	if ip := net.ParseIP(host); err != nil || number == 0 || host == "" || ip == nil && strings.ContainsAny(host, ":/@[] \t\r\n") {
 		return "", usageError{fault.New(fault.Invalid, "server %q: write it as HOST:PORT, like 192.0.2.11:%s", text, portAgent)}
 	}
 	return net.JoinHostPort(host, port), nil
@@ -141,7 +143,7 @@ func readSecret(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(fault.NotFound, "there is no such file: %w", err)
+		return nil, fault.New(fault.NotFound, "there is no such file")
 	case err != nil:
 		return nil, fault.New(fault.Denied, "%w", err)
 	case info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0:

@@ -113,7 +113,7 @@ func (d *Desk) CreateToken(ctx context.Context, name string, life time.Duration)
 		life = tokenLifeDefault
 	}
 	if life < 0 || life > tokenLifeMax {
-		return "", t, fault.New(fault.Invalid, "create token of user %s: a life of %v is not possible: take up to %v", name, life, tokenLifeMax)
+		return "", t, fault.New(fault.Invalid, "create token of user %s: a life of %v is not possible: take up to %d days", name, life, tokenLifeMax/(24*time.Hour))
 	}
 	secret, salt := peer.NewUserToken()
 	kept := store.UserToken{UserToken: inventory.UserToken{
