@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 
 	"connectrpc.com/connect"
@@ -54,6 +55,9 @@ mount the same file system) keeps its identity. The agent knows it when it start
 func newDatastoreList() *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Short: "List the datastores of all hosts", Args: cobra.NoArgs,
+		Long: `Ls lists the datastores of all hosts. ARBITER says who keeps two hosts from writing to one image. Where it is
+"lease", a host that has lost the store stops its VMs there until it is back. Where it is "storage", they run on: NFS 4
+fails the writes of a host that has lost its lock, and a local datastore no other host has. "godwit doctor" says why.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := newClient(cmd)
 			if err != nil {
@@ -73,10 +77,11 @@ func newDatastoreList() *cobra.Command {
 					if !d.GetShared() {
 						kind = "local"
 					}
-					rows = append(rows, []string{d.GetName(), h.GetId(), kind, d.GetPath(), d.GetId()})
+					arbiter := cmp.Or(d.GetArbiter(), "lease") // of an older host
+					rows = append(rows, []string{d.GetName(), h.GetId(), kind, arbiter, d.GetPath(), d.GetId()})
 				}
 			}
-			return table(cmd.OutOrStdout(), []string{"NAME", "HOST", "KIND", "PATH", "ID"}, rows)
+			return table(cmd.OutOrStdout(), []string{"NAME", "HOST", "KIND", "ARBITER", "PATH", "ID"}, rows)
 		},
 	}
 }

@@ -141,3 +141,29 @@ func (f *flight) told(t *testing.T, h *lab.Host, kinds ...string) {
 		t.Error(err)
 	}
 }
+
+// The story: the VM's host loses its power and is back before anybody thinks of its VMs. It starts them again by itself, and says why.
+func TestPowerIsBack(t *testing.T) {
+	f := &flight{Cluster: startCluster(t, lab.Options{Hosts: 2, Watchdog: true})}
+	host := f.Hosts[1]
+	if _, err := host.LinuxVM(step(t), vmName, vmMemory, 16*inventory.MiB); err != nil {
+		t.Fatal(err)
+	}
+	before := f.info(t)
+	f.vm = before.GetId()
+	if err := host.PullPlug(); err != nil {
+		t.Fatal(err)
+	}
+	if left := host.QEMUs(f.vm); len(left) > 0 {
+		t.Fatalf("processes %v outlived their machine", left)
+	}
+	if err := host.Up(step(t)); err != nil {
+		t.Fatal(err)
+	}
+	f.recorded(t, host)
+	if was, is := before.GetRun().GetGeneration(), f.info(t).GetRun().GetGeneration(); is <= was {
+		t.Errorf("it was generation %d and is %d", was, is)
+	}
+	f.clean(t, host)
+	f.told(t, host, "vm.restarted")
+}

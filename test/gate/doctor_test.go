@@ -20,7 +20,7 @@ func TestDoctor(t *testing.T) {
 	first, second := c.Hosts[0], c.Hosts[1]
 
 	for _, want := range []string{
-		"qemu", "kvm", "migration", "uefi", "user", "cgroup", "switch", "certificate", "cpu", "ports", "memory", "clock", "data", "run", "files", "mlock", "service",
+		"qemu", "kvm", "migration", "uefi", "user", "cgroup", "switch", "arbiter", "certificate", "cpu", "ports", "memory", "clock", "data", "run", "files", "mlock", "service",
 		"watchdog", "firewall", "datastore",
 	} {
 		if one(t, first, want) == nil {

@@ -21,6 +21,7 @@ type Check = doctor.Check
 func (a *Agent) Doctor(ctx context.Context) []Check {
 	checks := []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), doctor.UEFI(), a.checkUser(), a.checkCgroup(), a.checkSwitch(ctx), a.checkBridges(ctx)}
 	checks = append(checks, doctor.Certificate(a.Identity.Expires(), time.Now()))
+	checks = append(checks, a.checkArbiters())
 	checks = append(checks, a.checkOthers(ctx)...)
 	return append(checks, doctor.Machine(ctx, a.examined())...)
 }
@@ -51,6 +52,16 @@ func (a *Agent) checkMemory(ctx context.Context) Check {
 }
 
 func (a *Agent) checkUser() Check { return doctor.User("", a.User) }
+
+// checkArbiters says of each datastore who keeps two hosts from writing to one image.
+func (a *Agent) checkArbiters() Check {
+	var all []doctor.Arbiter
+	for _, ds := range a.stores {
+		arbiter, why := a.arbiters.arbiter(ds.ID)
+		all = append(all, doctor.Arbiter{Name: ds.Name, Arbiter: arbiter, Why: why})
+	}
+	return doctor.Arbiters(all)
+}
 
 // reachMax bounds how long a port of another host may take to answer.
 const reachMax = time.Second

@@ -45,7 +45,7 @@ func (a *Agent) reassigned(vm inventory.VM) (*revival, bool) {
 // giveBack starts a VM that has a loop here, and that the leader has given to this host again: its last life ended in a migration.
 func (a *Agent) giveBack(ctx context.Context, v *vm, now inventory.VM) {
 	r, ok := a.reassigned(now)
-	if !ok || a.taken(now, r.generation) {
+	if !ok || v.qemu() != nil || a.taken(now, r.generation) {
 		return
 	}
 	// A loop that has ended is taken in at the next look.

@@ -219,3 +219,15 @@ func TestFactsAreReadWhereTheKernelHasThem(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+func TestArbiters(t *testing.T) {
+	got := Arbiters([]Arbiter{
+		{Name: "shared", Arbiter: inventory.LeaseArbitrates, Why: "ext4: nothing is known"}, {Name: "nas", Arbiter: inventory.StorageArbitrates, Why: "NFS 4.2"},
+	})
+	if want := "nas: vms run on while the store is away (NFS 4.2); shared: vms stop while the store is away (ext4: nothing is known)"; got.Detail != want || got.State != Good {
+		t.Errorf("%+v", got)
+	}
+	if none := Arbiters(nil); none.State != Good || none.Detail == "" {
+		t.Errorf("%+v", none)
+	}
+}
