@@ -52,6 +52,9 @@ func makeCgroup(path string) (dir, why string) {
 	if !strings.HasPrefix(dir, mount+"/") {
 		return "", "cgroup " + path + " is outside the hierarchy"
 	}
+	// A cgroup that was once killed as a whole kills whatever is cloned into it from outside from then on (Linux 6.18: the new process brings the
+	// count of kills of its parent's cgroup, not of its own). So each QEMU has a new one; one with a process in it stays, and its end is seen.
+	_ = os.Remove(dir)
 	var err error
 	for range cgroupTries {
 		// Another VM that ends removes the parents it leaves empty, perhaps just now.
