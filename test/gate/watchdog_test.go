@@ -67,7 +67,7 @@ func TestWatchdog(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if state := vm.GetStatus().GetState(); state != inventory.Running.String() || ran(t, qemus[0]) <= before+0.2 {
+			if state := vm.GetStatus().GetState(); state != inventory.Running.String() || ran(t, qemus[0]) <= before+0.02 {
 				return fmt.Errorf("vm %s is %s (%s), and ran for %.2f s, %.2f s before", vm.GetSpec().GetName(), state, vm.GetStatus().GetDetail(), ran(t, qemus[0]), before)
 			}
 			return nil

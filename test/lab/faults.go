@@ -13,9 +13,6 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
-
-	"github.com/godwit-vm/godwit/internal/control/warden"
-	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
 // QEMUs lists the QEMU processes that the host has for the VM with that id; one is the rule, and there is none on any
@@ -125,8 +122,10 @@ func (h *Host) Leftovers(ctx context.Context, vm string) []string {
 		add("process %d", pid)
 	}
 	patterns := []string{h.VMDir(vm), filepath.Join(h.Run, "ports", vm+"-*")}
-	if mount := host.CgroupMount(); mount != "" {
-		patterns = append(patterns, filepath.Join(mount, warden.PlainCgroup(h.Run), h.Name, vm))
+	if group := filepath.Join(h.cgroup(), vm); group != vm {
+		if _, err := os.Stat(group); !errors.Is(err, os.ErrNotExist) {
+			add("%s (%v)", group, err)
+		}
 	}
 	for _, pattern := range patterns {
 		found, err := filepath.Glob(pattern)

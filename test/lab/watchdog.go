@@ -221,14 +221,25 @@ func orphans() []int {
 
 // clearCgroups removes the host's cgroups, which are empty.
 func (h *Host) clearCgroups() {
+	dir := h.cgroup()
+	found, err := os.ReadDir(dir)
+	if err != nil {
+		return // it has none
+	}
+	for _, entry := range found {
+		if entry.IsDir() {
+			removeCgroup(filepath.Join(dir, entry.Name()))
+		}
+	}
+}
+
+// cgroup is the folder of the cgroups of the host's VMs, "" where there are none. Its name is no pattern: it has backslashes.
+func (h *Host) cgroup() string {
 	mount := host.CgroupMount()
 	if mount == "" {
-		return
+		return ""
 	}
-	found, _ := filepath.Glob(filepath.Join(mount, warden.PlainCgroup(h.Run), h.Name, "*/")) // the pattern is well formed but for names of ours
-	for _, group := range found {
-		removeCgroup(group)
-	}
+	return filepath.Join(mount, warden.PlainCgroup(h.Run), h.Name)
 }
 
 // bootID is the file that the host finds where the kernel says which boot it is in.
