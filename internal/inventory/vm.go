@@ -132,6 +132,13 @@ type Heir struct {
 	BootID     string // of the heir's kernel when it was named: with another one nothing of this migration runs there
 }
 
+// Booted reports whether the heir's host was booted since the heir was named: boot is of its kernel now. Nothing of the migration runs
+// there then. Not known is no.
+func (h Heir) Booted(boot string) bool {
+	was, is := strings.TrimSpace(h.BootID), strings.TrimSpace(boot) // older agents kept the line's end
+	return was != "" && is != "" && was != is
+}
+
 // IsZero reports whether there is no heir.
 func (h Heir) IsZero() bool { return h == Heir{} }
 

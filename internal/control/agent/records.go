@@ -103,7 +103,7 @@ func (r records) HeirLost(ctx context.Context, vm inventory.VMID, id inventory.M
 		return "", err
 	case there.Fenced:
 		why = there.Why
-	case heir.BootID != "" && there.BootID != heir.BootID:
+	case heir.Booted(there.BootID):
 		why = fmt.Sprintf("host %s was booted since", heir.Host)
 	default:
 		return "", nil

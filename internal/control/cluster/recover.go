@@ -156,7 +156,7 @@ func (p *pass) kase(ctx context.Context, run inventory.VMRun, discarded bool) (h
 		return c, nil
 	}
 	c.Heir = p.life(run.Heir.Host)
-	if boot := p.renewals[run.Heir.Host].BootID; run.Heir.BootID != "" && boot != run.Heir.BootID {
+	if run.Heir.Booted(p.renewals[run.Heir.Host].BootID) {
 		c.Heir = ha.Dead
 	}
 	if c.Owner != ha.Living || c.Heir != ha.Dead {

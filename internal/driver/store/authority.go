@@ -193,7 +193,7 @@ func (t *Term) stillDead(ctx context.Context, dead []inventory.HostID, heir inve
 		if err != nil {
 			return nil, err
 		}
-		rebooted := host == heir.Host && heir.BootID != "" && epoch.value.BootID != heir.BootID
+		rebooted := host == heir.Host && heir.Booted(epoch.value.BootID)
 		if revision != 0 && !epoch.value.Fenced && !rebooted {
 			return nil, fault.New(fault.Conflict, "host %s has come back meanwhile", host)
 		}
