@@ -140,8 +140,8 @@ func (a *agent) schedule() {
 	a.ticks++
 	turn := a.ticks
 	at := a.m.NextTick()
-	if now := a.h.now(); at <= now {
-		at = now + 10*time.Millisecond // a renewal is under way and the next one is due
+	if at == authority.Never {
+		return
 	}
 	a.h.at(at, a.p, func() {
 		if a.ticks == turn && !a.acting {
