@@ -28,7 +28,9 @@ type agent struct {
 
 	loops   []vmLoop  // by VM
 	targets []*target // that it drives or drove
-	lead    *leader   // nil: another host leads
+	sawRev  int64     // of the election, as this host saw it last
+	saw     authority.Moment
+	lead    *leader // nil: another host leads
 }
 
 func newAgent(h *host) *agent {

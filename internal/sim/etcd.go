@@ -17,9 +17,8 @@ type etcd struct {
 	leader  int // index in members, -1: none
 	lost    moment
 	term    int
-	full    bool   // the quota is used up: what writes is refused
-	expires moment // of the election key's lease
-	visible int64  // the revision that reads see; beyond all but where a member is asked that is behind
+	full    bool  // the quota is used up: what writes is refused
+	visible int64 // the revision that reads see; beyond all but where a member is asked that is behind
 }
 
 // member is one etcd process with its disk.
@@ -76,7 +75,6 @@ func (s *etcd) pulse() {
 		if len(able) > 0 && w.chance(60) {
 			s.leader, s.lost = able[w.rng.IntN(len(able))], 0
 			s.term++
-			s.expires = max(s.expires, w.now+leaderTTL) // a new leader gives all leases their time again
 			w.say("store", "node %d leads the members", s.members[s.leader].node+1)
 		}
 	}
@@ -85,7 +83,6 @@ func (s *etcd) pulse() {
 			m.seen = s.records.rev
 		}
 	}
-	s.expire()
 	w.after(pulseEvery, nil, s.pulse)
 }
 
@@ -157,24 +154,4 @@ func (s *etcd) propose(m *member, since moment, term int, writes bool, apply fun
 			reply(err)
 		}
 	})
-}
-
-// leaderTTL is that of driver/store.
-const leaderTTL = 3 * time.Second
-
-// expire ends the election key when its lease has run out.
-func (s *etcd) expire() {
-	l, _ := s.records.leader.last()
-	if l.by >= 0 && s.leader >= 0 && s.w.now >= s.expires {
-		s.revoke("its lease ran out")
-	}
-}
-
-func (s *etcd) revoke(why string) {
-	l, _ := s.records.leader.last()
-	if l.by < 0 {
-		return
-	}
-	s.w.say("store", "host-%d leads the cluster no longer: %s", l.by+1, why)
-	s.records.leader.put(s.records.next(), leaderRecord{by: -1})
 }

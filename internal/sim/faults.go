@@ -111,8 +111,7 @@ var faults = []fault{
 		}
 		return nil, true
 	}},
-	{"(the election's lease is revoked early)", 5, secs(0, 0), func(w *world, h *host) (func(), bool) {
-		w.etcd.revoke("it was revoked early")
+	{"has an etcd lease that is revoked early", 4, secs(0, 0), func(w *world, h *host) (func(), bool) {
 		h.leaseGone = w.now + 3*time.Second
 		return nil, true
 	}},

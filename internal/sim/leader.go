@@ -14,6 +14,7 @@ import (
 const (
 	campaignEvery = time.Second
 	pollEvery     = 500 * time.Millisecond
+	leaderSilence = 2500 * time.Millisecond
 )
 
 // leader is one term of one host.
@@ -22,21 +23,30 @@ type leader struct {
 	p         *proc
 	term      int64
 	obs       authority.Observer
-	beat      moment // the last keep-alive that was answered
+	beat      authority.Moment // when the last sign of life that was taken was sent
 	polling   bool
 	discarded map[inventory.MigrationID]bool // heirs that gave their final word
 	asked     map[inventory.MigrationID]moment
 	cache     []inventory.VMRun
 }
 
-// campaign tries to lead whenever the election key is not there, as this host's watch has it.
+// campaign looks at the election, and takes over when the leader has given no sign of life for so long, by this host's own sight. The former
+// agent of this host is no more, so its term need not be waited for.
 func (a *agent) campaign() {
-	h, s := a.h, a.h.w.etcd
-	h.w.after(h.w.between(campaignEvery/2, campaignEvery), a.p, a.campaign)
-	if a.lead != nil && !a.lead.p.dead || !a.on || a.stopping {
+	h, w, s := a.h, a.h.w, a.h.w.etcd
+	pause := campaignEvery
+	defer func() { w.after(pause, a.p, a.campaign) }()
+	if a.lead != nil && !a.lead.p.dead || a.stopping {
 		return
 	}
-	if l, _ := s.records.leader.last(); l.by >= 0 {
+	h.watchStore()
+	l, rev := s.records.leader.asOf(h.seen)
+	if rev != a.sawRev {
+		a.sawRev, a.saw = rev, h.now()
+	}
+	quiet := h.now() - a.saw
+	if l.by >= 0 && l.by != h.i && quiet < leaderSilence {
+		pause = min(campaignEvery, max(leaderSilence-quiet, time.Millisecond))
 		return
 	}
 	var term int64
@@ -44,20 +54,19 @@ func (a *agent) campaign() {
 		if !s.records.epochIs(h.i, a.epoch) {
 			return errEpoch
 		}
-		if l, _ := s.records.leader.last(); l.by >= 0 {
+		if _, now := s.records.leader.last(); now != rev {
 			return errConflict
 		}
 		term = s.records.next()
 		s.records.leader.put(term, leaderRecord{by: h.i, created: term})
-		s.expires = h.w.now + leaderTTL
 		return nil
 	}, func(err error) {
 		if err != nil || a.lead != nil && !a.lead.p.dead {
 			return
 		}
-		h.w.say(string(h.id), "leads the cluster, term %d", term)
+		w.say(string(h.id), "leads the cluster, term %d", term)
 		a.lead = &leader{
-			a: a, p: &proc{host: h}, term: term, obs: authority.NewObserver(h.w.settings), beat: h.w.now,
+			a: a, p: &proc{host: h}, term: term, obs: authority.NewObserver(w.settings), beat: h.now(),
 			discarded: map[inventory.MigrationID]bool{}, asked: map[inventory.MigrationID]moment{},
 		}
 		a.lead.keep()
@@ -73,24 +82,26 @@ func (l *leader) over(why string) {
 	}
 }
 
-// keep keeps the lease of the election key alive. The term is over when that was not answered for as long.
+// keep gives a sign of life every half second. The term may be over when that was not taken for too long.
 func (l *leader) keep() {
 	h, s := l.a.h, l.a.h.w.etcd
-	if l.a.p.dead || h.w.now-l.beat > leaderTTL {
-		l.over("its lease was not kept alive")
+	if l.a.p.dead || h.now()-l.beat > leaderSilence {
+		l.over("nobody has taken its signs of life")
 		return
 	}
-	h.w.after(campaignEvery, l.p, l.keep)
-	s.do(h, l.p, storeTimeout, false, func() error {
+	h.w.after(pollEvery, l.p, l.keep)
+	sent := h.now()
+	s.do(h, l.p, leaderSilence, true, func() error {
 		if !s.records.termIs(h.i, l.term) {
 			return errTerm
 		}
-		s.expires = h.w.now + leaderTTL
+		now, _ := s.records.leader.last()
+		s.records.leader.put(s.records.next(), now)
 		return nil
 	}, func(err error) {
 		switch err {
 		case nil:
-			l.beat = h.w.now
+			l.beat = max(l.beat, sent)
 		case errTerm:
 			l.over("another host leads")
 		}
@@ -118,7 +129,7 @@ func (l *leader) poll() {
 		for i := range h.w.hosts {
 			r, rev := s.records.alive[i].asOf(s.visible)
 			e, _ := s.records.epoch[i].asOf(s.visible)
-			r.Host, r.Revision, r.Fenced = h.w.hosts[i].id, rev, e.Fenced
+			r.Host, r.Revision, r.Fenced, r.Epoch, r.BootID = h.w.hosts[i].id, rev, e.Fenced, e.Epoch, e.Boot
 			v.alive, v.epoch = append(v.alive, r), append(v.epoch, e)
 		}
 		for i := range h.w.vms {
@@ -141,16 +152,17 @@ func (l *leader) poll() {
 func (l *leader) act(v view) {
 	h := l.a.h
 	now := h.now()
+	var all []inventory.Renewal
 	for i, r := range v.alive {
 		if v.epoch[i].Epoch == 0 {
 			continue
 		}
-		seen := now
+		all = append(all, r.Renewal)
 		if defect.Seeded.StoredTime() && r.Revision != 0 {
-			seen = now - max(0, now+h.clock.wall-r.wall)
+			l.obs.Saw(r.Renewal, now-max(0, now+h.clock.wall-r.wall))
 		}
-		l.obs.Saw(r.Renewal, seen)
 	}
+	l.obs.Read(all, now)
 	life := make([]ha.Life, len(h.w.hosts))
 	for _, f := range l.obs.Look(now) {
 		i := hostIndex(f.Host)
@@ -211,6 +223,7 @@ func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 			c.Heir = ha.Dead
 		}
 		c.HeirDiscarded = l.discarded[run.Heir.Migration]
+		c.OwnerDiscarded = v.move[moveIndex(run.Heir.Migration)].sourceDropped
 	}
 	d := ha.Decide(c)
 	switch d.Kind {
@@ -218,28 +231,30 @@ func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 		l.reassign(vm, run, d, c, heir, v, life)
 	case ha.AskDiscard:
 		l.askDiscard(run)
-	case ha.TellOwner:
-		l.tellOwner(run)
-	case ha.Leave, ha.Wait:
+	case ha.Leave, ha.Wait, ha.TellOwner: // the owner's agent sees the heir's epoch as the leader does
 	}
 }
 
 // reassign gives a VM whose owner is dead a new one, if some living host has room.
 func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case, heir int, v view, life []ha.Life) {
 	h, s := l.a.h, l.a.h.w.etcd
-	used := make([]int, len(h.w.hosts))
+	used, count := make([]int, len(h.w.hosts)), make([]int, len(h.w.hosts))
 	for i, r := range v.run {
 		if o := hostIndex(r.Owner); o >= 0 && r.Wanted == inventory.PowerOn {
 			used[o] += h.w.vms[i].memory
+			count[o]++
 		}
 	}
-	best := -1
+	var all []ha.Candidate
 	for i, at := range life {
-		if free := h.w.hosts[i].memory - used[i]; at == ha.Living && free >= vm.memory && (best < 0 || free > h.w.hosts[best].memory-used[best]) {
-			best = i
+		c := ha.Candidate{Host: h.w.hosts[i].id, Free: inventory.Bytes(h.w.hosts[i].memory - used[i]), VMs: count[i]}
+		if at != ha.Living || int(c.Free) < vm.memory {
+			c.Against = []string{"no"}
 		}
+		all = append(all, c)
 	}
-	if best < 0 {
+	to, _ := ha.Choose(all)
+	if to == "" {
 		return
 	}
 	var dead []int
@@ -258,7 +273,7 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 				}
 			}
 			from := now.Owner
-			now.Owner, now.Generation, now.Heir = h.w.hosts[best].id, d.Generation, inventory.Heir{}
+			now.Owner, now.Generation, now.Heir = to, d.Generation, inventory.Heir{}
 			if defect.Seeded.CachedRestarts() {
 				now.Wanted = run.Wanted
 			}
@@ -296,22 +311,6 @@ func (l *leader) askDiscard(run inventory.VMRun) {
 			})
 		}
 	})
-}
-
-// tellOwner writes into the migration's record that its target is dead.
-func (l *leader) tellOwner(run inventory.VMRun) {
-	h, s := l.a.h, l.a.h.w.etcd
-	i := moveIndex(run.Heir.Migration)
-	s.do(h, l.p, storeTimeout, true, func() error {
-		if !s.records.termIs(h.i, l.term) {
-			return errTerm
-		}
-		if r, _ := s.records.move[i].last(); !r.targetDead {
-			r.targetDead = true
-			s.records.move[i].put(s.records.next(), r)
-		}
-		return nil
-	}, func(error) {})
 }
 
 // moveIndex is the number in a migration's id.

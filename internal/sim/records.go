@@ -59,7 +59,6 @@ type aliveRecord struct {
 type moveRecord struct {
 	released, final bool
 	sourceDropped   bool // the source will never run the VM in this migration
-	targetDead      bool // the leader says that the target is
 }
 
 // leaderRecord is the election key: gone when by is -1.

@@ -371,35 +371,45 @@ func (s *source) tick() {
 	s.give(handover.SourceEvent{Kind: handover.SourceTick})
 }
 
-// readOwner tells the machine what the store says of owner, heir and target.
+// readOwner tells the machine what the store says of owner and heir, in the states in which control/migrate asks.
 func (s *source) readOwner() {
 	e, h, mv := s.w().etcd, s.a.h, s.mv
 	var run inventory.VMRun
-	var r moveRecord
-	asks := false
+	var there epochRecord
+	owner, heir := false, false
 	switch s.m.State { //nolint:exhaustive // the others do not ask
-	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing, handover.SourceDropped, handover.SourceEnding, handover.SourceDone:
-		asks = true
+	case handover.SourceDone:
+		heir = true
+	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing:
+		owner, heir = true, true
+	case handover.SourceDropped:
+		owner = true
 	}
-	if !asks {
+	if !owner && !heir {
 		return
 	}
 	e.do(h, s.a.p, callTimeout, false, func() error {
 		run, _ = e.records.run[mv.vm.i].last()
-		r, _ = e.records.move[mv.i].last()
+		there, _ = e.records.epoch[mv.target.i].last()
 		return nil
 	}, func(err error) {
 		if err != nil {
 			return
 		}
-		switch {
-		case run.Owner == mv.target.id && run.Generation == mv.generation+1: // HA may have given it to the same host with a later one
-			s.give(handover.SourceEvent{Kind: handover.SourceOwnerTarget})
-		case run.Owner != h.id:
-			s.give(handover.SourceEvent{Kind: handover.SourceOwnerOther})
-		case run.Heir.Migration != mv.id:
-			s.give(handover.SourceEvent{Kind: handover.SourceHeirCleared})
-		case r.targetDead:
+		if owner {
+			switch {
+			case run.Generation > mv.generation+1: // later than the heir's: given away by the leader, be it to this host
+				s.give(handover.SourceEvent{Kind: handover.SourceOwnerOther})
+			case run.Owner == h.id && run.Heir.Migration != mv.id:
+				s.give(handover.SourceEvent{Kind: handover.SourceHeirCleared})
+			case run.Owner == h.id:
+			case run.Owner == mv.target.id:
+				s.give(handover.SourceEvent{Kind: handover.SourceOwnerTarget})
+			default:
+				s.give(handover.SourceEvent{Kind: handover.SourceOwnerOther})
+			}
+		}
+		if heir && run.Heir.Migration == mv.id && (there.Fenced || there.Boot != run.Heir.BootID) {
 			s.give(handover.SourceEvent{Kind: handover.SourceTargetFenced})
 		}
 	})
