@@ -242,10 +242,10 @@ func (a *agent) restoreMove(m *move) {
 		return nil
 	}, func(err error) {
 		if err != nil {
-			l.src, l.tgt = nil, nil
 			if m.target == h {
-				a.targets = a.targets[:len(a.targets)-1]
+				a.forget(l.tgt)
 			}
+			l.src, l.tgt = nil, nil
 			w.after(time.Second, a.p, func() { a.restoreMove(m) })
 			return
 		}

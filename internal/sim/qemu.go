@@ -61,6 +61,7 @@ type qemu struct {
 	hung       moment // QMP does not answer until then
 	stuck      moment // it ignores SIGKILL and the freezer until then
 	under      int    // writes under way
+	asked, did int    // QMP commands that were sent, and the last one of them that was done
 	counter    uint64 // of the guest's writes
 	from       *qemu  // incoming: whose memory
 	ran        bool
@@ -242,16 +243,19 @@ func (q *qemu) freeze(on bool) {
 func (q *qemu) stop(p *proc, done func(bool)) {
 	w := q.host.w
 	tries, stood := 0, false
+	q.asked++
+	n := q.asked
 	var try func()
 	try = func() {
 		switch {
-		case q.dead || tries > 60:
+		case q.dead || tries > 60 || q.did > n: // a later cont was done since: QEMU takes them in order
+
 			done(false)
 		case q.frozen || q.hung > w.now:
 			tries++
 			w.after(50*time.Millisecond, p, try)
 		case q.state == running && !stood || q.state == paused:
-			stood = true
+			stood, q.did = true, n
 			q.set(paused) // at once; the answer waits for the writes under way
 			if q.under == 0 {
 				done(true)
@@ -270,13 +274,16 @@ func (q *qemu) stop(p *proc, done func(bool)) {
 // took it, and comes to the process that asked, if that lives still.
 func (q *qemu) resume(p *proc, done func(bool)) {
 	w := q.host.w
+	q.asked++
+	n := q.asked
 	var try func()
 	try = func() {
 		if !q.dead && (q.frozen || q.hung > w.now || q.host.asleep > w.now) {
 			w.after(50*time.Millisecond, nil, try)
 			return
 		}
-		ok := !q.dead && q.cont()
+		ok := !q.dead && (q.did > n || q.cont())
+		q.did = max(q.did, n)
 		w.after(200*time.Microsecond, p, func() { done(ok && !q.dead) })
 	}
 	w.after(w.between(200*time.Microsecond, 2*time.Millisecond), nil, try)

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -73,6 +74,10 @@ func (a *agent) prepare(m *move, done func(bool)) {
 		})
 	})
 	t.tick()
+}
+
+func (a *agent) forget(t *target) {
+	a.targets = slices.DeleteFunc(a.targets, func(o *target) bool { return o == t })
 }
 
 // release and discard are the calls of the source's agent, and of the leader.
@@ -296,10 +301,14 @@ func (t *target) restored(q *qemu, run inventory.VMRun) {
 	if q != nil && q == mv.b {
 		t.q = q
 	}
+	if run.Owner == t.a.h.id { // by this migration or by the leader: the VM is this host's
+		t.over = true
+		t.a.loops[mv.vm.i].tgt = nil
+		t.a.forget(t)
+		return
+	}
 	e := handover.TargetFoundGone
 	switch {
-	case run.Owner == t.a.h.id && run.Generation == mv.generation+1:
-		e = handover.TargetOwnerWritten
 	case t.q == nil && mv.targetBoot != 0 && t.a.h.boots != mv.targetBoot:
 		e = handover.TargetFoundRebooted
 	case t.q == nil:

@@ -14,12 +14,13 @@ const followEvery = time.Second
 
 // vmLoop is what an agent's goroutine of one VM remembers.
 type vmLoop struct {
-	busy  bool   // a start or an end is under way
-	taken bool   // memory is promised to it, though it has no QEMU yet
-	held  bool   // stopped for want of authority, not by a user
-	again moment // no start before that, since the last one went wrong
-	src   *source
-	tgt   *target
+	busy     bool   // a start or an end is under way
+	taken    bool   // memory is promised to it, though it has no QEMU yet
+	stopping int    // stops that QEMU, or whose outcome the warden, has not acknowledged
+	held     bool   // stopped for want of authority, not by a user
+	again    moment // no start before that, since the last one went wrong
+	src      *source
+	tgt      *target
 }
 
 // adopt takes up what an earlier agent of this host left: every QEMU is shown to the warden, migrations go on, VMs are followed.
@@ -238,11 +239,16 @@ func (a *agent) hold(v *vm, q *qemu, l *vmLoop, tries int) {
 	if q.state == running || q.state == paused {
 		l.held = true
 	}
+	// What the warden is told of a VM is told in the order in which it was done: a word "stopped" that comes after the "runs" of a cont that
+	// followed it would let the warden freeze a VM that writes.
+	l.stopping++
 	q.stop(a.p, func(ok bool) {
+		l.stopping--
 		switch {
 		case q.dead:
 		case ok:
-			a.tellVM(v, true, ignore)
+			l.stopping++
+			a.tellVM(v, true, func(bool) { l.stopping-- })
 		case tries > 0 && a.m.Stopped:
 			a.h.w.after(100*time.Millisecond, a.p, func() { a.hold(v, q, l, tries-1) })
 		}
@@ -260,7 +266,7 @@ func (a *agent) resumeVMs() {
 
 func (a *agent) letRun(v *vm, q *qemu) {
 	l := &a.loops[v.i]
-	if q.state != paused || l.src != nil || l.tgt != nil {
+	if q.state != paused || l.stopping > 0 || l.src != nil || l.tgt != nil {
 		return
 	}
 	l.busy = true
