@@ -121,6 +121,7 @@ func TestSecretsAreTakenOutAndTheRestStays(t *testing.T) {
 		"end of a key":          {key[30:] + "log", "q8Zk", "log"},
 		"line of a known key":   {"it says MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg there", "MIGHAgEA", "there"},
 		"known secret":          {"--key a-secret-of-this-host --short", "a-secret-of-this-host", "--short"},
+		"user's token":          {"GODWIT_TOKEN=gwu1.c2VjcmV0LXRva2Vu godwit vm ls", "c2VjcmV0", "godwit vm ls"},
 		"token":                 {"godwit join gw1.c2VjcmV0LXRva2Vu --name b", "c2VjcmV0", "--name b"},
 		"user data":             {string(inJSON), "hunter2", `"id":"vm-1"`},
 		"user data, indented":   {`{"userData": "runcmd: [\"x y\"]", "b": 1}`, "runcmd", `"b": 1`},

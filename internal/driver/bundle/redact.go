@@ -26,7 +26,7 @@ var forms = []form{
 	{[]string{"private key-----"}, regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----[^-]*(-----END [A-Z0-9 ]*PRIVATE KEY-----)?`)},
 	{[]string{"private key-----"}, regexp.MustCompile(`[A-Za-z0-9+/=\\n\s]*-----END [A-Z0-9 ]*PRIVATE KEY-----`)},
 	// Join tokens (driver/peer, token.go).
-	{[]string{"gw1."}, regexp.MustCompile(`\bgw1\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*`)},
+	{[]string{"gw1.", "gwu1."}, regexp.MustCompile(`\bgwu?1\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*`)},
 	// What a cloud-init seed says to a guest may have passwords in any form: user data, network configuration, as fields of a record.
 	{
 		[]string{`"user_data"`, `"userdata"`, `"network_config"`, `"networkconfig"`},
@@ -128,7 +128,7 @@ func (r *Redactor) decoded(text []byte, n *int) []byte {
 }
 
 // inside are the marks of a secret in decoded base64.
-var inside = [][]byte{[]byte("PRIVATE KEY"), []byte("gw1."), []byte("#cloud-config"), []byte("password"), []byte("passwd")}
+var inside = [][]byte{[]byte("PRIVATE KEY"), []byte("gw1."), []byte("gwu1."), []byte("#cloud-config"), []byte("password"), []byte("passwd")}
 
 func (r *Redactor) hides(text []byte) bool {
 	bare := bytes.TrimRight(text, "=")
