@@ -29,6 +29,7 @@ type client struct {
 	migrations godwitv1connect.MigrationServiceClient
 	tasks      godwitv1connect.TaskServiceClient
 	events     godwitv1connect.EventServiceClient
+	cluster    godwitv1connect.ClusterServiceClient
 	requests   *requests
 	images     godwitv1connect.ImageServiceClient
 	users      godwitv1connect.UserServiceClient
@@ -70,6 +71,7 @@ func clientOver(cmd *cobra.Command, web *http.Client, base string) (*client, err
 		migrations: godwitv1connect.NewMigrationServiceClient(web, base, options...),
 		tasks:      godwitv1connect.NewTaskServiceClient(web, base, options...),
 		events:     godwitv1connect.NewEventServiceClient(web, base, options...),
+		cluster:    godwitv1connect.NewClusterServiceClient(web, base, options...),
 		requests:   requests,
 		images:     godwitv1connect.NewImageServiceClient(web, base, options...),
 		users:      godwitv1connect.NewUserServiceClient(web, base, options...),

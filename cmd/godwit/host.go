@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -12,7 +13,7 @@ import (
 
 func newHost() *cobra.Command {
 	cmd := &cobra.Command{Use: "host", Short: "List and inspect the cluster's hosts"}
-	cmd.AddCommand(newHostList(), newHostInfo())
+	cmd.AddCommand(newHostList(), newHostInfo(), newHostRotate())
 	return cmd
 }
 
@@ -40,6 +41,31 @@ func newHostList() *cobra.Command {
 				})
 			}
 			return table(cmd.OutOrStdout(), []string{"NAME", "ADDRESS", "STATE", "CPUS", "MEMORY", "FREE", "VMS", "QEMU"}, rows)
+		},
+	}
+}
+
+func newHostRotate() *cobra.Command {
+	return &cobra.Command{
+		Use: "rotate-certificate [HOST]", Short: "Give a host a new key and certificate while it runs", Args: cobra.MaximumNArgs(1),
+		Long: `Rotate-certificate gives this host, or the one that is named, a new key and a certificate signed by the
+cluster's CA. New connections show it at once, those that are open go on; nothing is started again. Hosts do it
+by themselves when a third of a certificate's life is left. The old one stays valid until it ends. The host that
+holds the cluster's CA must answer.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := newClient(cmd)
+			if err != nil {
+				return err
+			}
+			resp, err := c.cluster.RotateCertificate(cmd.Context(), connect.NewRequest(&godwitv1.RotateCertificateRequest{Host: strings.Join(args, "")}))
+			if err != nil {
+				return err
+			}
+			if done, err := printed(cmd, resp.Msg); done || err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "host %s has a new certificate, valid until %s\n", resp.Msg.GetHost(), resp.Msg.GetExpires().AsTime().Format(time.DateOnly))
+			return err
 		},
 	}
 }

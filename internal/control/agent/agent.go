@@ -184,6 +184,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	loops.Go(func() error { return a.followVMs(ctx) })
 	loops.Go(func() error { a.keepStatus(ctx); return nil })
 	loops.Go(func() error { a.keepTasks(ctx); return nil })
+	loops.Go(func() error { a.keepCertificate(ctx); return nil })
 	loops.Go(func() error {
 		if _, err := a.checkMigration(ctx, false); err != nil && ctx.Err() == nil {
 			a.Log.LogAttrs(ctx, slog.LevelError, "migration probe", slog.Any("err", err))

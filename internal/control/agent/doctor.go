@@ -22,6 +22,7 @@ func (a *Agent) Doctor(ctx context.Context) []Check {
 	checks := []Check{a.checkQEMU(), a.checkKVM(), a.checkMemory(ctx), doctor.UEFI(), a.checkUser(), a.checkCgroup(), a.checkSwitch(ctx), a.checkBridges(ctx)}
 	checks = append(checks, doctor.Certificate(a.Identity.Expires(), time.Now()))
 	checks = append(checks, a.checkArbiters())
+	checks = append(checks, a.checkStore(ctx))
 	checks = append(checks, a.checkOthers(ctx)...)
 	return append(checks, doctor.Machine(ctx, a.examined())...)
 }

@@ -80,6 +80,38 @@ func Init(dir, cluster string, host inventory.HostID, addresses []string) (*Iden
 	return request.Save(dir, ca.Certificate(), certificate)
 }
 
+// Found makes the identity of a cluster's first host in the directory out of a CA that was kept, certificate and key in PEM, as Init does with a
+// new one.
+func Found(dir string, certificate, key []byte, host inventory.HostID, addresses []string) (*Identity, error) {
+	if _, err := os.Lstat(filepath.Join(dir, CACertificateFile)); err == nil {
+		return nil, fault.New(fault.Exists, "%s exists: this host belongs to a cluster already", filepath.Join(dir, CACertificateFile))
+	}
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	for name, text := range map[string][]byte{CACertificateFile: certificate, CAKeyFile: key} {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
+			return nil, fault.New(fault.NoResources, "identity of this host: %w", err)
+		}
+	}
+	ca, err := LoadCA(dir)
+	if err != nil {
+		return nil, err
+	}
+	request, err := NewRequest(host)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := ca.issue(request.key.Public(), host, addresses)
+	if err != nil {
+		return nil, err
+	}
+	if err := ca.Save(dir); err != nil { // synced, and with its modes
+		return nil, err
+	}
+	return request.Save(dir, ca.Certificate(), signed)
+}
+
 // Request is a new host's key, before the cluster has signed it.
 type Request struct {
 	key  *ecdsa.PrivateKey

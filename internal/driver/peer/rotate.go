@@ -74,7 +74,7 @@ func readKeyOf(dir string, certificate *x509.Certificate) (*ecdsa.PrivateKey, er
 	}
 	next, err := readKey(filepath.Join(dir, nextKeyFile))
 	if err != nil || !next.PublicKey.Equal(certificate.PublicKey) {
-		return key, nil // the certificate is nobody's, which newIdentity says
+		return key, nil //nolint:nilerr // the certificate is nobody's, which newIdentity says
 	}
 	return next, settleKey(dir)
 }

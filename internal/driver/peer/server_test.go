@@ -146,7 +146,7 @@ func TestHandshakesThatAreRefused(t *testing.T) {
 		"TLS 1.2":      func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 },
 		"unknown ALPN": func(c *tls.Config) { c.NextProtos = []string{"http/1.1"} },
 		"no ALPN":      func(c *tls.Config) { c.NextProtos = nil },
-		"foreign CA":   func(c *tls.Config) {
+		"foreign CA": func(c *tls.Config) {
 			c.GetClientCertificate = newCluster(t, "alps").join(t, "host-2").StoreTLS().GetClientCertificate
 		},
 		"foreign name": func(c *tls.Config) {

@@ -57,12 +57,16 @@ func Restore(ctx context.Context, c RestoreConfig) (done Restored, err error) {
 		return done, fault.New(fault.Exists, "restore store: %s is there: move it away first", c.Server.Dir)
 	}
 	file := c.Server.Dir + ".snapshot"
+	_, noBorn := os.Stat(born(c.Server.Dir))
 	defer func() {
 		if removed := os.Remove(file); err == nil && !errors.Is(removed, os.ErrNotExist) {
 			err = removed
 		}
 		if err != nil {
 			_ = os.RemoveAll(c.Server.Dir) // err is the one to tell
+			if noBorn != nil {
+				_ = os.Remove(born(c.Server.Dir)) // likewise
+			}
 			err = fault.Wrap("restore", "store", err)
 		}
 	}()

@@ -120,7 +120,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	ctx, end := task.WithCaller(r.Context(), id.caller()), func() {}
+	ctx, end := task.WithCaller(context.WithValue(r.Context(), hostKey{}, who.Host), id.caller()), func() {}
 	if g.streams[r.URL.Path] {
 		ctx, end = g.keepJudging(ctx, r, who, id, http.NewResponseController(w))
 	} else {
@@ -130,6 +130,14 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer end()
 	g.next.ServeHTTP(w, r.WithContext(ctx))
+}
+
+type hostKey struct{}
+
+// hostOf returns the host that makes the call of this context itself, as its certificate says; empty for everybody else.
+func hostOf(ctx context.Context) inventory.HostID {
+	host, _ := ctx.Value(hostKey{}).(inventory.HostID)
+	return host
 }
 
 // admit finds out who calls, counts the call and judges it. The call is over when leave is called.

@@ -51,7 +51,9 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	mux.Handle(godwitv1connect.NewTaskServiceHandler(&tasks{a}, options...))
 	mux.Handle(godwitv1connect.NewEventServiceHandler(&events{a}, options...))
 	mux.Handle(godwitv1connect.NewUserServiceHandler(&users{a}, options...))
+	mux.Handle(godwitv1connect.NewClusterServiceHandler(&clusters{a, local}, options...))
 	if !local {
+		mux.Handle(godwitv1connect.NewCertificateServiceHandler(&certificates{a}, options...))
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
 		mux.Handle(godwitv1connect.NewMoveServiceHandler(&movings{a}, options...))
 		mux.Handle(godwitv1connect.NewJoinServiceHandler(&joins{a}, options...))
