@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -218,13 +219,18 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 // claim begins the host's epoch and the renewals of its authority, before anything that takes its time, over a connection of their own. release
 // ends both.
 func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (_ *agent.Authority, release func(), err error) {
+	conf := agent.AuthorityConfig{Host: c.Host, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log}
+	waiting, done := context.WithCancel(ctx)
+	var standby sync.WaitGroup
+	standby.Go(func() { agent.StandBy(waiting, conf) })
+	defer standby.Wait() // QEMU's monitor serves one at a time
+	defer done()
 	renewals, err := waitForStore(ctx, c, identity, r)
 	if err != nil {
 		return nil, nil, err
 	}
-	a, err := agent.Claim(ctx, agent.AuthorityConfig{
-		Host: c.Host, Store: renewals, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log,
-	})
+	conf.Store = renewals
+	a, err := agent.Claim(ctx, conf)
 	if err != nil {
 		return nil, nil, errors.Join(err, renewals.Close())
 	}

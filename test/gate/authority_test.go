@@ -2,6 +2,7 @@ package gate
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,24 +21,21 @@ const storeAway = 6500 * time.Millisecond
 
 // The story: the host that has the store stands still for a few seconds, with all that Godwit runs there. On another host the VM is stopped in
 // time, and not ended; when the store answers again it runs on in its process, its memory and its TCP connection live on, and whoever
-// looks is told why it stood.
+// looks is told why it stood. A VM on a datastore that no other host has does not notice.
 func TestStoreStandsStill(t *testing.T) {
 	f := land(t)
 	host := f.Hosts[1]
 	before := f.info(t)
+	own := f.small(t, host, localName, "own")
+	f.small(t, host, pausedName, "shared")
+	if _, err := host.Godwit(step(t), "vm", "pause", pausedName); err != nil {
+		t.Fatal(err)
+	}
 	away := restart{Host: f.Hosts[0]}.pids(t, everyone...)
 	began := time.Now()
-	for _, pid := range away {
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-	}
+	f.stopAll(t, away)
 	stood := f.standstill(t, storeAway)
-	for _, pid := range slices.Backward(away) { // the warden last: it must not see the others stopped
-		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-			t.Error(err)
-		}
-	}
+	f.goOn(t, away)
 	// The last renewal was sent up to a second before the store stood still.
 	if after := stood.Sub(began); stood.IsZero() || after < 2500*time.Millisecond || after > 4900*time.Millisecond {
 		t.Errorf("the guest stood %v after the store did, not 3 to 4 seconds after", after)
@@ -46,46 +44,96 @@ func TestStoreStandsStill(t *testing.T) {
 	t.Logf("the guest stood %v after the store, and ran on %v after it began", stood.Sub(began).Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 	f.sameProcess(t, before)
 	f.healthy(t, host)
-	f.told(t, host, "host.isolated", "host.recovered", "vm.paused", "vm.resumed")
+	f.told(t, host, "", "host.isolated", "host.recovered", "vm.paused", "vm.resumed")
+	f.unmoved(t, host, own)
+	if vm, err := host.VM(step(t), pausedName); err != nil || vm.GetStatus().GetState() != inventory.Paused.String() || vm.GetStatus().GetDetail() != "on request" {
+		t.Errorf("a VM that its user has paused is %s (%s), %v", vm.GetStatus().GetState(), vm.GetStatus().GetDetail(), err)
+	}
 
-	// What nobody had stopped runs; what somebody had stays as it is.
-	if _, err := host.Godwit(step(t), "vm", "pause", vmName); err != nil {
-		t.Fatal(err)
-	}
-	f.blink(t, away)
-	if vm := f.info(t); vm.GetStatus().GetState() != inventory.Paused.String() || vm.GetStatus().GetDetail() != "on request" {
-		t.Errorf("a VM that was paused by its user is %s (%s)", vm.GetStatus().GetState(), vm.GetStatus().GetDetail())
-	}
-	if _, err := host.Godwit(step(t), "vm", "resume", vmName); err != nil {
-		t.Fatal(err)
-	}
-	f.forgive(t)
-	f.healthy(t, host)
+	t.Run("and the agent dies", func(t *testing.T) {
+		agent := restart{Host: host}.pids(t, "agent")[0]
+		f.stopAll(t, away)
+		if err := syscall.Kill(agent, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if stood := f.standstill(t, storeAway); stood.IsZero() {
+			t.Error("the guest runs without authority")
+		}
+		f.goOn(t, away)
+		f.allUp(t)
+		f.forgive(t)
+		f.sameProcess(t, before)
+		f.healthy(t, host)
+	})
 }
 
-// blink stops the processes for as long as it takes to stop VMs, and waits until all hosts answer again.
-func (f *flight) blink(t *testing.T, pids []int) {
+// stopAll stops the processes.
+func (f *flight) stopAll(t *testing.T, pids []int) {
 	t.Helper()
 	for _, pid := range pids {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 	}
-	time.Sleep(4500 * time.Millisecond) // the length of the pause is the story
+}
+
+// goOn lets them go on, the warden, which is the first of them, last: it must not see the others stopped.
+func (f *flight) goOn(t *testing.T, pids []int) {
+	t.Helper()
 	for _, pid := range slices.Backward(pids) {
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			t.Error(err)
 		}
 	}
-	f.allUp(t)
 }
 
 // land is takeOff with the guest on the host that does not have the store.
 func land(t *testing.T) *flight {
 	t.Helper()
-	f := &flight{Cluster: startCluster(t, lab.Options{Hosts: 2})}
-	f.board(t, f.Hosts[1])
+	f := &flight{Cluster: startCluster(t, lab.Options{Hosts: 1})}
+	host, err := f.AddHost(step(t), "shared="+f.Datastore, "own="+filepath.Join(f.Dir, "own")+",local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.board(t, host)
 	return f
+}
+
+// The VMs beside the guest: one that writes only to a datastore of its host's own, and one that its user has paused.
+const (
+	localName  = "local-1"
+	pausedName = "paused-1"
+)
+
+// small starts a VM without a system and returns it.
+func (f *flight) small(t *testing.T, h *lab.Host, name, datastore string) *godwitv1.VM {
+	t.Helper()
+	if _, err := h.Godwit(step(t), "vm", "create", name, "--memory", "64M", "--disk", "size=16M", "--datastore", datastore, "--start"); err != nil {
+		t.Fatal(err)
+	}
+	vm, err := h.VM(step(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+// unmoved demands that the VM has run all the time in its process.
+func (f *flight) unmoved(t *testing.T, h *lab.Host, before *godwitv1.VM) {
+	t.Helper()
+	vm, err := h.VM(step(t), localName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := before.GetStatus(), vm.GetStatus()
+	if is.GetState() != inventory.Running.String() || is.GetPid() != was.GetPid() || !is.GetSince().AsTime().Equal(was.GetSince().AsTime()) {
+		t.Errorf("a VM on storage that arbitrates is %s (%s) since %v in process %d; it was %s since %v in process %d", is.GetState(), is.GetDetail(),
+			is.GetSince().AsTime(), is.GetPid(), was.GetState(), was.GetSince().AsTime(), was.GetPid())
+	}
+	f.told(t, h, vm.GetId(), "vm.started")
+	if seen := f.events(t, h, vm.GetId()); seen["vm.paused"] {
+		t.Errorf("it was stopped: its events are %v", seen)
+	}
 }
 
 // standstill watches the stream for that long and returns when it stood, the zero time if it did not.
@@ -115,22 +163,29 @@ func (f *flight) standstill(t *testing.T, d time.Duration) time.Time {
 	}
 }
 
-// told demands that there are events of these kinds.
-func (f *flight) told(t *testing.T, h *lab.Host, kinds ...string) {
+// events returns the kinds of the events about an object, or about all of them.
+func (f *flight) events(t *testing.T, h *lab.Host, object string) map[string]bool {
+	t.Helper()
+	out, err := h.Godwit(step(t), "event", "ls", "--json", "--object", object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		e := &godwitv1.Event{}
+		if err := protojson.Unmarshal([]byte(line), e); err != nil {
+			t.Fatal(err)
+		}
+		seen[e.GetKind()] = true
+	}
+	return seen
+}
+
+// told demands that there are events of these kinds about an object, or about all of them.
+func (f *flight) told(t *testing.T, h *lab.Host, object string, kinds ...string) {
 	t.Helper()
 	if err := lab.Until(t.Context(), stepMax, func() error {
-		out, err := h.Godwit(t.Context(), "event", "ls", "--json")
-		if err != nil {
-			return err
-		}
-		seen := map[string]bool{}
-		for line := range strings.Lines(string(out)) {
-			e := &godwitv1.Event{}
-			if err := protojson.Unmarshal([]byte(line), e); err != nil {
-				return err
-			}
-			seen[e.GetKind()] = true
-		}
+		seen := f.events(t, h, object)
 		for _, kind := range kinds {
 			if !seen[kind] {
 				return fmt.Errorf("no event %s", kind)
@@ -165,5 +220,5 @@ func TestPowerIsBack(t *testing.T) {
 		t.Errorf("it was generation %d and is %d", was, is)
 	}
 	f.clean(t, host)
-	f.told(t, host, "vm.restarted")
+	f.told(t, host, f.vm, "vm.restarted")
 }

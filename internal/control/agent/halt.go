@@ -222,8 +222,7 @@ func (v *vm) halt(ctx context.Context) bool {
 			status, err = conn.Status(within)
 		}
 	}
-	if err != nil || mayMove(status) || status.State == qmp.StateFinishMigrate {
-		// In the last phase of a copy that fails QEMU lets the vCPUs run again by itself.
+	if err != nil || !stands(status) {
 		return false
 	}
 	// QEMU answers one command after the other, so it has also flushed the disks.
@@ -232,6 +231,9 @@ func (v *vm) halt(ctx context.Context) bool {
 
 // mayMove reports whether vCPUs run, or may by themselves.
 func mayMove(s qmp.Status) bool { return s.Running || s.State == qmp.StateSuspended }
+
+// stands reports whether vCPUs stand until somebody says cont. In the last phase of a copy that fails QEMU lets them run again by itself.
+func stands(s qmp.Status) bool { return !mayMove(s) && s.State != qmp.StateFinishMigrate }
 
 // runOn lets the VM run on if it stands for want of authority, and reports whether there is nothing left to do.
 func (v *vm) runOn(ctx context.Context) bool {
@@ -363,7 +365,7 @@ func (v *vm) takeIn(ctx context.Context, p *qemu.Process) {
 	defer v.vcpus.mu.Unlock()
 	v.vcpus.halted = halted(v.runDir())
 	if err == nil {
-		err = v.tellWarden(within, !mayMove(status) && status.State != qmp.StateFinishMigrate)
+		err = v.tellWarden(within, stands(status))
 	}
 	if err != nil {
 		v.log.LogAttrs(ctx, slog.LevelWarn, "the warden does not know of a vm", slog.Any("err", err))
