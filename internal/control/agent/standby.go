@@ -65,7 +65,7 @@ func (c AuthorityConfig) stand(ctx context.Context, id inventory.VMID) error {
 	defer done()
 	p, err := qemu.Adopt(within, dir)
 	if p == nil {
-		return nil //nolint:nilerr // it has ended, and the next agent cleans up behind it
+		return nil // it has ended, and the next agent cleans up behind it
 	}
 	defer p.Release()
 	if err != nil {
