@@ -20,7 +20,7 @@ import (
 
 // The story: three hosts with watchdogs. On one its agent stands still: it is replaced, and the VM never knew. Then the whole machine stands still, and
 // on another host the warden alone: each time the watchdog resets the machine in time, and nothing that ran there is left. A machine that was
-// reset comes back, in another boot, and arms its watchdog again; one that is ended in order is not reset.
+// reset comes back, in another boot, and arms its watchdog again; one whose warden is killed and back at once, or ended in order, is not reset.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t, lab.Options{Hosts: 3, Watchdog: true})
@@ -86,6 +86,18 @@ func TestWatchdog(t *testing.T) {
 			t.Fatal(err)
 		}
 		armed(t, second)
+	})
+	t.Run("warden killed and back", func(t *testing.T) {
+		if err := third.KillWarden(); err != nil {
+			t.Fatal(err)
+		}
+		if err := third.WaitUp(step(t)); err != nil {
+			t.Fatal(err)
+		}
+		armed(t, third)
+		if n := third.Resets(); n > 0 {
+			t.Errorf("%s was reset, although its next warden was there in time", third.Name)
+		}
 	})
 	t.Run("warden alone", func(t *testing.T) {
 		warden, err := third.PID(step(t), "warden")

@@ -25,7 +25,8 @@ ExecReload=kill -HUP $MAINPID
 
 # VMs are processes of their own. Only the warden is told to end; it ends the roles, and VMs run on.
 KillMode=process
-TimeoutStopSec=40s
+# The warden may have to wait until this host's authority is over, if the store is away: killed before, it leaves the watchdog armed.
+TimeoutStopSec=120s
 Restart=always
 RestartSec=100ms
 # A malformed or missing configuration does not mend itself.
