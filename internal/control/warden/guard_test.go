@@ -269,7 +269,9 @@ func TestWhatDoesNotDieResetsTheMachine(t *testing.T) {
 				k := newKernel("vm-a", "vm-b")
 				_, agent := guarded(t, k, fresh())
 				must(t, agent.Authority(ctx, 0, k.now()+8*time.Second), agent.VM(ctx, "vm-b", authority.LeaseArbitrates, true))
+				k.mu.Lock()
 				hinder(k)
+				k.mu.Unlock()
 				time.Sleep(8 * time.Second)
 				if _, resets := k.seen(); len(resets) != 1 || resets[0] > 7500*time.Millisecond || resets[0] < 5*time.Second {
 					t.Errorf("the machine was reset at %v", resets)
