@@ -71,6 +71,7 @@ type guard struct {
 	unproven   bool
 	complaints map[string]string                           // what was said, and why
 	acted      map[authority.VM]authority.WardenActionKind // what was done last about those that it was done about in the last look
+	hidden     map[authority.VM]bool                       // they run, or are about to, and are in no cgroup that is looked at
 	wanters    []word
 	armed      bool
 	feedAt     authority.Moment // when it is due to be fed
@@ -294,7 +295,7 @@ func (g *guard) feed(now authority.Moment) {
 
 // open arms the watchdog, on a host that has authority or had it: one that never had runs nothing that must end.
 func (g *guard) open(now authority.Moment) {
-	if _, had := g.machine.FreezeAt(); now < g.openAt || g.ending || !had && !g.machine.Over {
+	if _, had := g.machine.FreezeAt(); now < g.openAt || g.ending || len(g.hidden) > 0 || !had && !g.machine.Over {
 		return
 	}
 	err := g.watchdog.Open()
@@ -309,7 +310,7 @@ func (g *guard) open(now authority.Moment) {
 
 // fencing says how others can know that what runs here is dead.
 func (g *guard) fencing() inventory.Fencing {
-	if g.armed && g.groups != nil && !g.ending {
+	if g.armed && g.groups != nil && len(g.hidden) == 0 && !g.ending {
 		return inventory.FencedByWatchdog
 	}
 	return inventory.FencedByNobody

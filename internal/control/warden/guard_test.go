@@ -147,7 +147,7 @@ func (k *kernel) seen() (did []string, resets []time.Duration) {
 func guarded(t *testing.T, k *kernel, from authority.Warden) (*guard, *Line) {
 	t.Helper()
 	g := &guard{
-		machine: from, groups: k, watchdog: k, timeout: k.timeout, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{}, log: newDiary(slog.New(slog.NewTextHandler(t.Output(), nil))),
+		machine: from, groups: k, watchdog: k, timeout: k.timeout, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{}, hidden: map[authority.VM]bool{}, log: newDiary(slog.New(slog.NewTextHandler(t.Output(), nil))),
 		words: make(chan word, wordsMax), over: make(chan struct{}),
 	}
 	g.said.Store(&hello{fences: from.Fences, until: from.Until})
@@ -353,7 +353,7 @@ func TestNobodyIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newKernel("vm-a")
 		g := &guard{
-			machine: fresh(), groups: k, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{},
+			machine: fresh(), groups: k, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{}, hidden: map[authority.VM]bool{},
 			log: newDiary(slog.New(slog.DiscardHandler)), words: make(chan word, wordsMax), over: make(chan struct{}),
 		}
 		g.said.Store(&hello{})
@@ -410,6 +410,34 @@ func TestWordsThatAreRefused(t *testing.T) {
 		}
 		if err := second.Authority(ctx, 0, k.now()+8*time.Second); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// The story: a QEMU has got no cgroup of its own, so nobody could end it by one. On a host with a watchdog it may not run; on one without it may, and
+// then no watchdog is armed until it is gone. Storage that arbitrates needs none of that.
+func TestWhatCannotBeEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		k := newKernel("vm-a")
+		_, agent := guarded(t, k, fresh())
+		must(t, agent.VM(ctx, "vm-early", authority.LeaseArbitrates, false), agent.Authority(ctx, 0, k.now()+time.Hour))
+		time.Sleep(time.Minute)
+		if k.opens > 0 || agent.Fencing() != inventory.FencedByNobody {
+			t.Errorf("the watchdog was opened %d times, and it is fenced by %q", k.opens, agent.Fencing())
+		}
+		must(t, agent.Gone(ctx, "vm-early"), agent.VM(ctx, "vm-a", authority.LeaseArbitrates, false), agent.VM(ctx, "vm-far", authority.StorageArbitrates, false))
+		time.Sleep(time.Minute)
+		if agent.Fencing() != inventory.FencedByWatchdog {
+			t.Errorf("it is fenced by %q", agent.Fencing())
+		}
+		must(t, agent.VM(ctx, "vm-late", authority.LeaseArbitrates, true)) // it stands
+		if err := agent.VM(ctx, "vm-late", authority.LeaseArbitrates, false); err == nil || !strings.Contains(err.Error(), "no cgroup of its own") {
+			t.Errorf("it may run: %v", err)
+		}
+		synctest.Wait()
+		if agent.Fencing() != inventory.FencedByNobody {
+			t.Errorf("somebody may run it all the same, and it is fenced by %q", agent.Fencing())
 		}
 	})
 }

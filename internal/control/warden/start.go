@@ -5,12 +5,13 @@ import (
 	"log/slog"
 
 	"github.com/godwit-vm/godwit/internal/driver/host"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // newGuard starts the guard, from where the former warden of this boot has left off. stop ends it, which may take until the authority's end.
 func newGuard(ctx context.Context, c Config) (_ *guard, stop func(), err error) {
 	g := &guard{
-		watchdog: c.Watchdog, timeout: c.Authority.Watchdog, log: newDiary(c.Log), complaints: map[string]string{},
+		watchdog: c.Watchdog, timeout: c.Authority.Watchdog, log: newDiary(c.Log), complaints: map[string]string{}, hidden: map[authority.VM]bool{},
 		words: make(chan word, wordsMax), over: make(chan struct{}),
 	}
 	boot, err := host.BootID()

@@ -123,15 +123,37 @@ func (g *guard) obey(what string, args []string) error {
 		if args[2] != wordStopped && args[2] != wordRuns {
 			return fault.New(fault.Invalid, "state %q", args[2])
 		}
-		g.machine.VM(authority.VM(args[0]), arbiter, args[2] == wordStopped)
+		id, stopped := authority.VM(args[0]), args[2] == wordStopped
+		g.machine.VM(id, arbiter, stopped)
 		g.calm = false
+		return g.reach(id, !stopped && arbiter == authority.LeaseArbitrates)
 	case saysGone:
 		g.machine.Gone(authority.VM(args[0]))
+		delete(g.hidden, authority.VM(args[0]))
 		g.calm = false
 	case saysUnwatched:
 		g.unwatched = true
 	}
 	return nil
+}
+
+// hiddenMax bounds what is remembered of VMs that cannot be seen; one that is not remembered may not run.
+const hiddenMax = 1024
+
+// reach looks whether a VM that is about to run is where it could be ended. One that is not, since QEMU got no cgroup of its own, may run only
+// while nobody counts on a watchdog, and keeps this host from having one until it is gone.
+func (g *guard) reach(id authority.VM, runs bool) error {
+	delete(g.hidden, id)
+	if !runs || g.groups == nil {
+		return nil
+	}
+	if g.list() && slices.ContainsFunc(g.cgroups, func(c authority.Cgroup) bool { return c.VM == id && c.Living }) {
+		return nil
+	}
+	if g.hidden[id] = true; !g.armed && len(g.hidden) < hiddenMax {
+		return nil
+	}
+	return fault.New(fault.Incompatible, "its qemu has no cgroup of its own, by which it could be ended: see godwit doctor")
 }
 
 // The states of a VM in words.
