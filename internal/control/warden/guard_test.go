@@ -455,7 +455,7 @@ func TestNobodyToTell(t *testing.T) {
 // What a guard knows is in its file, whole, and the next guard of this boot begins there; one of another boot does not.
 func TestNotes(t *testing.T) {
 	dir, s := t.TempDir(), authority.Default()
-	n, m, err := readNotes(dir, "boot-1", s)
+	n, m, _, err := readNotes(dir, "boot-1", s)
 	if err != nil || m.Until != 0 || m.Over {
 		t.Fatalf("%+v, %v", m, err)
 	}
@@ -463,22 +463,22 @@ func TestNotes(t *testing.T) {
 	m.VM("vm-a", authority.LeaseArbitrates, true)
 	m.VM("vm-b", authority.StorageArbitrates, false)
 	m.Doom("vm-c")
-	must(t, n.keep(m))
-	_, next, err := readNotes(dir, "boot-1", s)
+	must(t, n.keep(m, map[authority.VM]bool{"vm-d": true}))
+	_, next, hidden, err := readNotes(dir, "boot-1", s)
 	if err != nil || next.Fences != 7 || next.Until != 123456789 || next.Over || !slices.Equal(next.Doomed(), []authority.VM{"vm-c"}) ||
-		next.Knows("vm-a") != (authority.WardenVM{Arbiter: authority.LeaseArbitrates, Stopped: true}) || !slices.Equal(next.VMs(), []authority.VM{"vm-a", "vm-b"}) {
+		next.Knows("vm-a") != (authority.WardenVM{Arbiter: authority.LeaseArbitrates, Stopped: true}) || !slices.Equal(next.VMs(), []authority.VM{"vm-a", "vm-b"}) || len(hidden) != 1 || !hidden["vm-d"] {
 		t.Errorf("%+v, %v", next, err)
 	}
 	m.GivenUp(nil)
-	must(t, n.keep(m))
-	if _, next, err = readNotes(dir, "boot-1", s); err != nil || !next.Over || next.Until != 0 {
+	must(t, n.keep(m, map[authority.VM]bool{"vm-d": true}))
+	if _, next, hidden, err = readNotes(dir, "boot-1", s); err != nil || !next.Over || next.Until != 0 {
 		t.Errorf("%+v, %v", next, err)
 	}
-	if _, next, err = readNotes(dir, "boot-2", s); err != nil || next.Over || next.Fences != 0 {
+	if _, next, hidden, err = readNotes(dir, "boot-2", s); err != nil || next.Over || next.Fences != 0 || len(hidden) > 0 {
 		t.Errorf("in another boot it is %+v, %v", next, err)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, notesFile), []byte("boot boot-1\nuntil soon\n"), 0o600))
-	if _, next, err = readNotes(dir, "boot-1", s); err == nil || next.Until != 0 {
+	if _, next, hidden, err = readNotes(dir, "boot-1", s); err == nil || next.Until != 0 {
 		t.Errorf("a torn file is read as %+v, %v", next, err)
 	}
 }

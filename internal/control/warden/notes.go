@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +25,7 @@ import (
 //	over
 //	vm ID lease|storage stopped|runs
 //	doomed ID
+//	hidden ID
 const notesFile = "authority"
 
 // notes keeps the file. Only the guard's goroutine calls it.
@@ -34,7 +37,7 @@ type notes struct {
 }
 
 // keep writes the machine down, if it is another one than before. The file is there whole, the old one or the new.
-func (n *notes) keep(m authority.Warden) error {
+func (n *notes) keep(m authority.Warden, hidden map[authority.VM]bool) error {
 	if n == nil {
 		return nil
 	}
@@ -50,6 +53,9 @@ func (n *notes) keep(m authority.Warden) error {
 	for _, id := range m.Doomed() {
 		fmt.Fprintf(&n.text, "doomed %s\n", id)
 	}
+	for _, id := range slices.Sorted(maps.Keys(hidden)) {
+		fmt.Fprintf(&n.text, "hidden %s\n", id)
+	}
 	if bytes.Equal(n.text.Bytes(), n.last) {
 		return nil
 	}
@@ -64,30 +70,30 @@ func (n *notes) keep(m authority.Warden) error {
 	return nil
 }
 
-// readNotes returns what a warden of this boot has left in the run directory, or a machine that knows nothing.
-func readNotes(dir, boot string, s authority.Settings) (*notes, authority.Warden, error) {
+// readNotes returns what a warden of this boot has left in the run directory, the machine and which VMs it could not see, or a machine that knows nothing.
+func readNotes(dir, boot string, s authority.Settings) (*notes, authority.Warden, map[authority.VM]bool, error) {
 	n := &notes{path: filepath.Join(dir, notesFile), boot: boot}
 	nothing := authority.NewWarden(s, 0, 0)
 	text, err := os.ReadFile(n.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return n, nothing, nil
+		return n, nothing, map[authority.VM]bool{}, nil
 	}
 	if err != nil {
-		return n, nothing, fault.New(fault.Internal, "authority file: %w", err)
+		return n, nothing, map[authority.VM]bool{}, fault.New(fault.Internal, "authority file: %w", err)
 	}
-	m, of, err := parseNotes(string(text), s)
+	m, hidden, of, err := parseNotes(string(text), s)
 	if err != nil {
-		return n, nothing, fault.New(fault.Internal, "authority file %s: %w", n.path, err)
+		return n, nothing, map[authority.VM]bool{}, fault.New(fault.Internal, "authority file %s: %w", n.path, err)
 	}
 	if of != boot {
-		return n, nothing, nil // what it speaks of died with that boot
+		return n, nothing, map[authority.VM]bool{}, nil // what it speaks of died with that boot
 	}
-	return n, m, nil
+	return n, m, hidden, nil
 }
 
 // parseNotes reads the text of a file and the boot that it is of.
-func parseNotes(text string, s authority.Settings) (m authority.Warden, boot string, err error) {
-	m = authority.NewWarden(s, 0, 0)
+func parseNotes(text string, s authority.Settings) (m authority.Warden, hidden map[authority.VM]bool, boot string, err error) {
+	m, hidden = authority.NewWarden(s, 0, 0), map[authority.VM]bool{}
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
 		switch {
@@ -103,12 +109,14 @@ func parseNotes(text string, s authority.Settings) (m authority.Warden, boot str
 			m.VM(authority.VM(fields[1]), authority.Arbiter(fields[2]), fields[3] == wordStopped)
 		case len(fields) == 2 && fields[0] == "doomed":
 			m.Doom(authority.VM(fields[1]))
+		case len(fields) == 2 && fields[0] == "hidden":
+			hidden[authority.VM(fields[1])] = true
 		default:
 			err = fault.New(fault.Invalid, "line %q", line)
 		}
 		if err != nil {
-			return m, boot, err
+			return m, hidden, boot, err
 		}
 	}
-	return m, boot, nil
+	return m, hidden, boot, nil
 }

@@ -5,20 +5,19 @@ import (
 	"log/slog"
 
 	"github.com/godwit-vm/godwit/internal/driver/host"
-	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // newGuard starts the guard, from where the former warden of this boot has left off. stop ends it, which may take until the authority's end.
 func newGuard(ctx context.Context, c Config) (_ *guard, stop func(), err error) {
 	g := &guard{
-		watchdog: c.Watchdog, timeout: c.Authority.Watchdog, log: newDiary(c.Log), complaints: map[string]string{}, hidden: map[authority.VM]bool{},
+		watchdog: c.Watchdog, timeout: c.Authority.Watchdog, log: newDiary(c.Log), complaints: map[string]string{},
 		words: make(chan word, wordsMax), over: make(chan struct{}),
 	}
 	boot, err := host.BootID()
 	if err != nil {
 		return nil, nil, err
 	}
-	if g.notes, g.machine, err = readNotes(c.RunDir, boot, c.Authority); err != nil {
+	if g.notes, g.machine, g.hidden, err = readNotes(c.RunDir, boot, c.Authority); err != nil {
 		c.Log.LogAttrs(ctx, slog.LevelError, "what the former warden knew is lost", slog.Any("err", err))
 	}
 	if c.Cgroup != "" {

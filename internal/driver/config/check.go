@@ -29,10 +29,6 @@ func Check(in Input) (*Config, error) {
 		_, err := exec.LookPath(c.Binary)
 		look("qemu", tellPath(err))
 	}
-	if c.Watchdog != "" && !strings.HasPrefix(c.Watchdog, "unix:") {
-		_, err := os.Stat(c.Watchdog)
-		look("watchdog-device", tellPath(err))
-	}
 	if c.User != "" {
 		if _, err := user.Lookup(c.User); err != nil {
 			look("user", fmt.Errorf("this machine has no user %q: make it with useradd --system %s", c.User, c.User))
@@ -42,6 +38,10 @@ func Check(in Input) (*Config, error) {
 		if _, err := user.LookupGroup(c.SocketGroup); err != nil {
 			look("socket-group", fmt.Errorf("this machine has no group %q: make it with groupadd --system %s", c.SocketGroup, c.SocketGroup))
 		}
+	}
+	if c.Watchdog != "" && !strings.HasPrefix(c.Watchdog, "unix:") {
+		_, err := os.Stat(c.Watchdog)
+		look("watchdog-device", tellPath(err))
 	}
 	for name, n := range c.Networks {
 		look("networks."+name+".bridge", linkThere(n.Bridge, "bridge"))

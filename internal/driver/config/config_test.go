@@ -201,6 +201,7 @@ probe-cache = %q
 qemu = "/no/such/qemu"
 user = "no-such-user"
 socket-group = "no-such-group"
+watchdog-device = "/dev/no-dog"
 [networks.a]
 bridge = "lo"
 [networks.b]
@@ -214,13 +215,14 @@ uplink = "nolink9"
 	for _, line := range []string{
 		"F:1: data: D/plain is no folder", "F:3: probe-cache: neither D/no/way nor the folder it would be in is there",
 		"F:4: qemu: /no/such/qemu: no such file", `F:5: user: this machine has no user "no-such-user"`, `F:6: socket-group: this machine has no group "no-such-group"`,
-		`F:8: networks.a.bridge: "lo" is no bridge`, `F:10: networks.b.uplink: this machine has no network interface "nolink9"`,
+		"F:7: watchdog-device: /dev/no-dog: no such file",
+		`F:9: networks.a.bridge: "lo" is no bridge`, `F:11: networks.b.uplink: this machine has no network interface "nolink9"`,
 	} {
 		if !strings.Contains(got, line) {
 			t.Errorf("it does not say %q, but\n%s", line, got)
 		}
 	}
-	if strings.Contains(got, "F:2:") || len(fault.Reasons(err)) != 7 {
+	if strings.Contains(got, "F:2:") || len(fault.Reasons(err)) != 8 {
 		t.Errorf("it blames too much:\n%s", got)
 	}
 	if _, err := Check(Input{File: write(t, "log-level = \"debug\"\n[networks.a]\nuplink = \"lo\"\n")}); err != nil {
@@ -268,4 +270,17 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q: %+v", text, l)
 		}
 	})
+}
+
+// A watchdog is a device, a socket of those who only play at being machines, or none.
+func TestWatchdogNames(t *testing.T) {
+	for text, good := range map[string]bool{"": true, "/dev/watchdog1": true, "unix:/run/dog": true, "watchdog0": false, "unix:dog": false, "tcp:/x": false} {
+		c, err := Resolve(Input{Given: []Value{{Key: "watchdog-device", Text: text, From: Flag, Where: "--watchdog-device"}}})
+		if good != (err == nil) || good && c.Watchdog != text {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if c, err := Resolve(Input{}); err != nil || c.Watchdog != "/dev/watchdog" {
+		t.Errorf("unless it is said otherwise it is %q (%v)", c.Watchdog, err)
+	}
 }
