@@ -59,8 +59,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 	for _, d := range dirs {
 		if id := inventory.VMID(d.Name()); !known[id] {
 			// Never killed for want of a record: a store may have been restored from a backup.
-			a.Log.LogAttrs(ctx, slog.LevelError, "a vm runs here that the store does not know", slog.String("vm", string(id)),
-				slog.String("dir", filepath.Join(a.RunDir, "vms", d.Name())))
+			a.unknown(ctx, id)
 		}
 	}
 	a.sweepPorts(ctx)
@@ -142,6 +141,13 @@ func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.
 		// until it answers nothing can be asked of it, and calls are refused.
 		a.spawn(context.WithoutCancel(ctx), func(ctx context.Context) { a.adoptLater(ctx, stored.ID, process) })
 		return nil
+	}
+	if stored.Run.Restored != 0 && process != nil {
+		taken, err := a.takeRestored(ctx, stored)
+		if err != nil {
+			return err
+		}
+		stored = taken
 	}
 	run := stored.Run
 	id := run.Heir.Migration

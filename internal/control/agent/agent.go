@@ -146,6 +146,11 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		return nil, err
 	}
 	a.arbiters.compare(a.Host(), hosts)
+	if c.Authority.before.Restored {
+		if err := a.settleRestored(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return a, a.publish(ctx)
 }
 

@@ -218,6 +218,9 @@ func (v *vm) mayStart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := v.agent.settled(v.stored); err != nil {
+		return err
+	}
 	return fault.Refuse(fault.Incompatible, admission.Create(v.stored.Spec, self))
 }
 
@@ -298,6 +301,7 @@ func (v *vm) want(ctx context.Context, power inventory.Power) error {
 		}
 		if power == inventory.PowerOn {
 			r.Generation++
+			r.Restored = 0 // the lock record of this generation is beyond every other
 		}
 		r.Wanted = power
 		return nil
@@ -362,6 +366,9 @@ func (v *vm) destroy(ctx context.Context, deleteDisks bool) error {
 		return err
 	}
 	if err := v.free(); err != nil {
+		return err
+	}
+	if err := v.agent.settled(v.stored); err != nil {
 		return err
 	}
 	if err := v.agent.noClones(ctx, v.stored); err != nil {
