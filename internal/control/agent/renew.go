@@ -171,7 +171,7 @@ func (r *renewer) send(ctx context.Context, a authority.AgentAction, fencing inv
 	e := authority.AgentEvent{Kind: authority.RenewalAcked, Sent: a.Sent, Lease: a.Lease}
 	switch {
 	case err == nil:
-	case errors.Is(err, store.ErrEpochOver):
+	case errors.Is(err, store.ErrEpochOver) && !errors.Is(err, store.ErrRestored): // after a restore nobody has declared this host dead: its VMs stand until its agent starts anew
 		e.Kind = authority.EpochOver
 	default:
 		e.Kind, e.Unsent = authority.RenewalFailed, unsent
