@@ -33,6 +33,7 @@ type client struct {
 	requests   *requests
 	images     godwitv1connect.ImageServiceClient
 	users      godwitv1connect.UserServiceClient
+	fencing    godwitv1connect.FencingServiceClient
 }
 
 func newClient(cmd *cobra.Command) (*client, error) {
@@ -75,6 +76,7 @@ func clientOver(cmd *cobra.Command, web *http.Client, base string) (*client, err
 		requests:   requests,
 		images:     godwitv1connect.NewImageServiceClient(web, base, options...),
 		users:      godwitv1connect.NewUserServiceClient(web, base, options...),
+		fencing:    godwitv1connect.NewFencingServiceClient(web, base, options...),
 	}, nil
 }
 

@@ -7,13 +7,14 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 )
 
 func newHost() *cobra.Command {
 	cmd := &cobra.Command{Use: "host", Short: "List and inspect the cluster's hosts"}
-	cmd.AddCommand(newHostList(), newHostInfo(), newHostRotate())
+	cmd.AddCommand(newHostList(), newHostInfo(), newHostConfirmDead(), newHostRotate())
 	return cmd
 }
 
@@ -35,7 +36,7 @@ func newHostList() *cobra.Command {
 			var rows [][]string
 			for _, h := range resp.Msg.GetHosts() {
 				rows = append(rows, []string{
-					h.GetId(), h.GetSpec().GetAddress(), answers(h), fmt.Sprint(h.GetSpec().GetCpus()), size(h.GetSpec().GetMemory()),
+					h.GetId(), h.GetSpec().GetAddress(), hostState(h), fmt.Sprint(h.GetSpec().GetCpus()), size(h.GetSpec().GetMemory()),
 					size(h.GetStatus().GetMemoryFree()), fmt.Sprint(h.GetStatus().GetVms()),
 					h.GetSpec().GetQemu().GetVersion() + " " + h.GetSpec().GetQemu().GetAccelerator(),
 				})
@@ -70,9 +71,14 @@ holds the cluster's CA must answer.`,
 	}
 }
 
-func answers(h *godwitv1.Host) string {
+// hostState is what the leader says of the host: up, silent, blocked or fenced. One that is up and does not answer the agent that was asked
+// is shown as that.
+func hostState(h *godwitv1.Host) string {
+	if state := h.GetStanding().GetState(); state != "" && state != "up" {
+		return state
+	}
 	if h.GetStatus().GetConnected() {
-		return "connected"
+		return "up"
 	}
 	return "not answering"
 }
@@ -106,6 +112,7 @@ func printHost(cmd *cobra.Command, msg *godwitv1.GetHostResponse) error {
 	spec, emulator := h.GetSpec(), h.GetSpec().GetQemu()
 	pairs := [][2]string{
 		{"name", h.GetId()},
+		{"state", hostState(h) + when(h.GetStanding().GetSince()) + because(h.GetStanding().GetWhy())},
 		{"address", spec.GetAddress()},
 		{"version", spec.GetVersion()},
 		{"epoch", fmt.Sprint(spec.GetEpoch())},
@@ -129,6 +136,22 @@ func printHost(cmd *cobra.Command, msg *godwitv1.GetHostResponse) error {
 		pairs = append(pairs, [2]string{"process " + p.GetRole(), fmt.Sprintf("pid %d, %s", p.GetPid(), size(p.GetResident()))})
 	}
 	return list(cmd.OutOrStdout(), pairs)
+}
+
+// when returns " since TIME", or nothing for no time.
+func when(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return " since " + t.AsTime().Local().Format(time.DateTime)
+}
+
+// because returns ": WHY", or nothing for no reason.
+func because(why string) string {
+	if why == "" {
+		return ""
+	}
+	return ": " + why
 }
 
 func parenthesis(s string) string {

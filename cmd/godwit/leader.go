@@ -5,7 +5,6 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/cluster"
 	"github.com/godwit-vm/godwit/internal/driver/host"
 	"github.com/godwit-vm/godwit/internal/driver/store"
-	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // leaderLoops returns what makes the loops of a term, one line for each.
@@ -13,7 +12,7 @@ func leaderLoops(a *agent.Agent, _ *hostConfig, r roleRun) func(*store.Term) []c
 	return func(*store.Term) []cluster.Loop {
 		return []cluster.Loop{
 			&cluster.Upkeep{Store: a.Store, Event: a.Keeper().Event, Log: r.log},
-			&cluster.Fencer{Settings: authority.Default(), Now: host.Boottime, Log: r.log},
+			&cluster.Fencer{Settings: authoritySettings(r.set), Now: host.Boottime, Log: r.log},
 			&cluster.Recoverer{Heirs: a.LeaderCalls(), Log: r.log},
 			&cluster.Plans{Kinds: cluster.Steps(), Tell: cluster.TellPlan, Log: r.log},
 		}

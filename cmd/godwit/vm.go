@@ -91,7 +91,7 @@ func newVMList() *cobra.Command {
 			var rows [][]string
 			for _, vm := range resp.Msg.GetVms() {
 				rows = append(rows, []string{
-					vm.GetSpec().GetName(), vm.GetId(), vm.GetStatus().GetState(), vm.GetRun().GetOwner(),
+					vm.GetSpec().GetName(), vm.GetId(), vmState(vm), vm.GetRun().GetOwner(),
 					fmt.Sprint(vm.GetSpec().GetCpus()), size(vm.GetSpec().GetMemory()), address(vm),
 				})
 			}
@@ -122,6 +122,8 @@ func newVMInfo() *cobra.Command {
 				{"id", vm.GetId()},
 				{"state", status.GetState() + since(status)},
 				{"detail", status.GetDetail()},
+				{"blocked", vm.GetPlace().GetBlocked() + when(vm.GetPlace().GetSince())},
+				{"restarts", restarts(vm.GetPlace())},
 				{"host", vm.GetRun().GetOwner()},
 				{"generation", fmt.Sprint(vm.GetRun().GetGeneration())},
 				{"pid", pid(status.GetPid())},
@@ -149,6 +151,23 @@ func newVMInfo() *cobra.Command {
 			return list(cmd.OutOrStdout(), pairs)
 		},
 	}
+}
+
+// vmState is what a VM does, or that it is blocked: it was lost with its host, and is not started again.
+func vmState(vm *godwitv1.VM) string {
+	if vm.GetPlace().GetBlocked() != "" {
+		return "blocked"
+	}
+	return vm.GetStatus().GetState()
+}
+
+// restarts tells of the last time that a VM was started again on another host.
+func restarts(p *godwitv1.VMPlace) string {
+	if p.GetRestarts() == 0 {
+		return ""
+	}
+	last := p.GetRestart()
+	return fmt.Sprintf("%d, the last from %s at %s: %s", p.GetRestarts(), last.GetFrom(), last.GetAt().AsTime().Local().Format(time.DateTime), last.GetWhy())
 }
 
 func since(s *godwitv1.VMStatus) string {

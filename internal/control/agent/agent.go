@@ -34,6 +34,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/vnet/bridge"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // Config is what an Agent is made of. The drivers are open and stay the caller's to close.
@@ -237,8 +238,16 @@ func (a *Agent) VMs(ctx context.Context) ([]inventory.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := range all {
-		all[i] = a.live(all[i])
+	hosts, err := a.Store.Standings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, vm := range all {
+		all[i] = a.live(vm)
+		if state := hosts[vm.Run.Owner].State; vm.Run.Owner != a.Host() && state != "" && authority.Standing(state) != authority.Up {
+			// What its host wrote last may have been a while ago.
+			all[i].Status.State, all[i].Status.Detail = inventory.Unknown, "host "+string(vm.Run.Owner)+" is "+state
+		}
 	}
 	return all, nil
 }

@@ -3,32 +3,13 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
-
-// KindConfirmDead is the kind of the plan that an operator's word makes: its object is a host that is dead for certain. The host is
-// fenced, and its VMs get new owners.
-const KindConfirmDead = "host.confirm-dead"
-
-// The arguments of the plan: which life of the host the word is about.
-const (
-	argRevision = "revision"
-	argEpoch    = "epoch"
-)
-
-// ConfirmDead returns the plan of an operator's word that the host of this renewal is dead.
-func ConfirmDead(r inventory.Renewal, by string) inventory.Plan {
-	return inventory.Plan{
-		Kind: KindConfirmDead, Object: string(r.Host), By: by, Requested: time.Now().UTC(),
-		Arguments: map[string]string{argRevision: strconv.FormatInt(r.Revision, 10), argEpoch: strconv.FormatUint(r.Epoch, 10)},
-	}
-}
 
 // confirmDead is the steps of that plan. The fence is Fencer's, which reads open plans, and the owners are Recoverer's: there is one place for
 // each. The steps say when it is done.
@@ -39,7 +20,7 @@ var confirmDead = []Step{
 
 // Steps returns the kinds of plans of this package.
 func Steps() map[string][]Step {
-	return map[string][]Step{KindConfirmDead: confirmDead}
+	return map[string][]Step{authority.KindConfirmDead: confirmDead}
 }
 
 // awaitFence waits until the host is fenced, and gives up when it has given a sign of life since the word.
@@ -53,7 +34,7 @@ func awaitFence(ctx context.Context, term *store.Term, p inventory.Plan) error {
 		case string(r.Host) != p.Object:
 		case r.Fenced:
 			return nil
-		case strconv.FormatInt(r.Revision, 10) != p.Arguments[argRevision], strconv.FormatUint(r.Epoch, 10) != p.Arguments[argEpoch]:
+		case !authority.Confirms(p, r):
 			return Hopeless(fault.New(fault.Conflict, "host %s has given a sign of life since: it is not dead", p.Object))
 		default:
 			return Waiting("host %s is about to be fenced", p.Object)

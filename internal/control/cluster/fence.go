@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/store"
@@ -76,7 +75,7 @@ func (w *watcher) round(ctx context.Context) error {
 		return err
 	}
 	w.observer.Read(renewals, w.Now())
-	if err := w.hearWords(ctx); err != nil {
+	if err := w.hearWords(ctx, renewals); err != nil {
 		return err
 	}
 	findings := w.observer.Look(w.Now())
@@ -95,17 +94,16 @@ func (w *watcher) round(ctx context.Context) error {
 }
 
 // hearWords gives the observer what operators have said of hosts.
-func (w *watcher) hearWords(ctx context.Context) error {
+func (w *watcher) hearWords(ctx context.Context, renewals []inventory.Renewal) error {
 	plans, err := w.term.Store().Plans(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range plans {
-		if p.Kind != KindConfirmDead || p.State.Final() {
-			continue
-		}
-		if revision, err := strconv.ParseInt(p.Arguments[argRevision], 10, 64); err == nil {
-			w.observer.ConfirmDead(inventory.HostID(p.Object), revision, p.By+" has confirmed that it is dead")
+		for _, r := range renewals {
+			if !p.State.Final() && authority.Confirms(p, r) {
+				w.observer.ConfirmDead(r.Host, r.Revision, p.By+" has confirmed that it is dead")
+			}
 		}
 	}
 	return nil

@@ -163,7 +163,7 @@ func (s *scene) standing(id inventory.HostID) inventory.HostStanding {
 // confirm says that a host is dead, as an operator does.
 func (s *scene) confirm(id, by inventory.HostID) inventory.Plan {
 	s.t.Helper()
-	p, err := s.host[by].CreatePlan(s.t.Context(), cluster.ConfirmDead(s.renewal(id), "alice"))
+	p, err := s.host[by].CreatePlan(s.t.Context(), authority.ConfirmPlan(s.renewal(id), "alice", time.Now().UTC()))
 	must(s.t, err)
 	return p
 }

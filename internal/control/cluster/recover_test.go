@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/control/cluster"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 const gib = inventory.GiB
@@ -93,7 +93,7 @@ func TestBlockedHost(t *testing.T) {
 	until(t, "it is back", func() bool { return s.standing("host-2").State == "up" })
 	early := s.renewal("host-2")
 	until(t, "it renews", func() bool { return s.renewal("host-2").Revision != early.Revision })
-	word, err := s.host["host-1"].CreatePlan(t.Context(), cluster.ConfirmDead(early, "alice"))
+	word, err := s.host["host-1"].CreatePlan(t.Context(), authority.ConfirmPlan(early, "alice", time.Now().UTC()))
 	must(t, err)
 	until(t, "the word has failed", func() bool {
 		p, err := s.store.Plan(t.Context(), word.ID)

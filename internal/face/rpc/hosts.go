@@ -8,6 +8,7 @@ import (
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
 	"github.com/godwit-vm/godwit/internal/control/agent"
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/wire"
 )
@@ -36,7 +37,16 @@ func (s *hosts) GetHost(ctx context.Context, req *connect.Request[godwitv1.GetHo
 		if err != nil {
 			return nil, err
 		}
-		return remote.GetHost(ctx, connect.NewRequest(req.Msg))
+		resp, err := remote.GetHost(ctx, connect.NewRequest(req.Msg))
+		if !fault.Is(err, fault.Unavailable) {
+			return resp, err
+		}
+		// It does not answer: what the cluster knows of it, and why, is better than that.
+		h, known := s.agent.Store.Host(ctx, inventory.HostID(req.Msg.GetHost()))
+		if known != nil {
+			return nil, err
+		}
+		return connect.NewResponse(&godwitv1.GetHostResponse{Host: wire.Host(h)}), nil
 	}
 	self, processes, err := s.agent.Self(ctx)
 	if err != nil {

@@ -37,6 +37,8 @@ var keyed = map[string]keeping{
 	"HostService/CreateToken":   remembered,
 	"HostService/CreateNetwork": recorded,
 
+	"FencingService/ConfirmDead": remembered,
+
 	"VMService/CreateVM":    recorded,
 	"VMService/StartVM":     remembered,
 	"VMService/StopVM":      remembered,

@@ -85,6 +85,8 @@ var rights = map[string]right{
 	"UserService/RevokeUserToken": changing(inventory.Admin),
 	"UserService/WhoAmI":          reading(inventory.Viewer),
 
+	"FencingService/ConfirmDead": changing(inventory.Admin),
+
 	"JoinService/Join": {anybody: true, audited: true},
 
 	"HandoverService/Prepare": hostsOnly,

@@ -52,6 +52,7 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	mux.Handle(godwitv1connect.NewEventServiceHandler(&events{a}, options...))
 	mux.Handle(godwitv1connect.NewUserServiceHandler(&users{a}, options...))
 	mux.Handle(godwitv1connect.NewClusterServiceHandler(&clusters{a, local}, options...))
+	mux.Handle(godwitv1connect.NewFencingServiceHandler(&fencing{a}, options...))
 	if !local {
 		mux.Handle(godwitv1connect.NewCertificateServiceHandler(&certificates{a}, options...))
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
