@@ -166,7 +166,11 @@ func (a *agent) act(actions []authority.AgentAction) {
 		a.renew(do)
 		a.act(rest)
 	case authority.TellWarden:
-		a.word(func(m *authority.Warden) { m.Told(do.Fences, do.Until, a.h.cgroups()) }, then)
+		wd := a.h.warden
+		a.word(func(m *authority.Warden) {
+			m.Told(do.Fences, do.Until, a.h.cgroups())
+			wd.stale = false
+		}, then)
 	case authority.ShortenWarden:
 		a.word(func(m *authority.Warden) { m.Shorten(do.Until) }, func(ok bool) {
 			if !ok && len(rest) > 0 && rest[0].Kind == authority.Renew {

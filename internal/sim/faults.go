@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -33,7 +35,7 @@ var faults = []fault{
 		return w.bridge(h), true
 	}},
 	{"has a link that flaps", 6, secs(5, 40), func(w *world, h *host) (func(), bool) { return w.flap(h), true }},
-	{"has a slow link", 5, secs(2, 60), func(w *world, h *host) (func(), bool) {
+	{"has a slow link", 9, secs(2, 60), func(w *world, h *host) (func(), bool) {
 		w.net.lag[h.node] = w.between(100*time.Millisecond, 5*time.Second)
 		return func() { w.net.lag[h.node] = 0 }, true
 	}},
@@ -139,6 +141,7 @@ func (w *world) span(lo, hi float64) time.Duration {
 // trouble lets faults begin until a moment, some of them close together.
 func (w *world) trouble(until moment) {
 	w.untilTrouble = until
+	chaos := rand.New(rand.NewPCG(w.seed, 0xfa0175)) // of its own, so that what strikes does not depend on what happens
 	total := 0
 	for _, f := range faults {
 		total += f.weight
@@ -148,16 +151,16 @@ func (w *world) trouble(until moment) {
 		if w.now >= until {
 			return
 		}
-		n := w.rng.IntN(total)
+		n := chaos.IntN(total)
 		for _, f := range faults {
 			if n -= f.weight; n < 0 {
-				w.strike(f, w.hosts[w.rng.IntN(len(w.hosts))], until)
+				w.strike(f, w.hosts[chaos.IntN(len(w.hosts))], until)
 				break
 			}
 		}
-		pause := w.between(5*time.Second, 70*time.Second)
-		if w.chance(35) {
-			pause = w.between(0, 6*time.Second)
+		pause := 5*time.Second + time.Duration(chaos.Int64N(int64(65*time.Second)))
+		if chaos.IntN(100) < 35 {
+			pause = time.Duration(chaos.Int64N(int64(6 * time.Second)))
 		}
 		w.after(pause, nil, next)
 	}
@@ -166,11 +169,21 @@ func (w *world) trouble(until moment) {
 
 // strike begins one fault, and ends it.
 func (w *world) strike(f fault, h *host, until moment) {
+	w.strikes++
+	if slices.Contains(w.opts.Without, w.strikes) {
+		return
+	}
+	outside := w.rng
+	w.rng = rand.New(rand.NewPCG(w.seed, uint64(w.strikes)))
+	defer func() { w.rng = outside }()
 	lasts := min(w.between(f.lasts[0], f.lasts[1]), until-w.now)
+	if f.lasts[1] >= 40*time.Second && w.chance(25) {
+		lasts = min(w.between(6500*time.Millisecond, 11*time.Second), until-w.now) // when leaders make up their mind
+	}
 	w.serial++
 	w.active++
 	w.activeHost = h.i
-	w.say("fault", "%s %s", h.id, f.name)
+	w.say("fault", "%s %s (fault %d)", h.id, f.name, w.strikes)
 	end, ok := f.begin(w, h)
 	if !ok {
 		w.active--

@@ -108,6 +108,7 @@ func (h *host) crash(why string, again time.Duration) {
 		return
 	}
 	w.say(string(h.id), "is gone: %s", why)
+	w.crashed(h)
 	h.on, h.down = false, w.now
 	h.dog = dog{}
 	h.killProcs()
@@ -119,7 +120,6 @@ func (h *host) crash(why string, again time.Duration) {
 			q.vanish()
 		}
 	}
-	w.crashed(h)
 	if again > 0 {
 		w.after(again, nil, h.boot)
 	}

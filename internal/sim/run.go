@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,26 +13,31 @@ import (
 
 // Options say what a run is like; the zero value takes all from the seed.
 type Options struct {
-	Story bool // keep what happened, in words
+	Story   bool  // keep what happened, in words
+	Hosts   int   // 0: the seed decides
+	Without []int // leave out the faults of these numbers, from 1
 }
 
 // Stats is what a run, or many, came to.
 type Stats struct {
-	Time     time.Duration // virtual
-	Faults   int
-	Crashes  int
-	Fences   int
-	Pauses   int
-	Kills    int
-	Moves    int
-	Moved    int
-	Runs     int
-	Restarts []time.Duration // from a crash until the VM ran again, where nothing else was wrong
+	Time      time.Duration // virtual
+	Faults    int
+	Crashes   int
+	Fences    int
+	Pauses    int
+	Kills     int
+	Moves     int
+	Moved     int
+	Runs      int
+	Stalls    int             // of Calm
+	Elections int             // of Calm
+	Restarts  []time.Duration // from a crash until the VM ran again, where nothing else was wrong
 }
 
 // Result is one run.
 type Result struct {
 	Seed   uint64
+	Tried  int    // faults that were tried, those that came to nothing included
 	Hash   uint64 // of all that happened, in order
 	Stats  Stats
 	Broken *Violation // nil: every promise was kept
@@ -52,10 +58,23 @@ func Run(seed uint64, o Options) Result {
 	return w.result()
 }
 
+// Shrink runs a seed that broke a promise again without one fault after the other, for as long as the same promise is broken. It returns what is
+// left, with its story.
+func Shrink(r Result) Result {
+	var without []int
+	for n := r.Tried; n > 0; n-- {
+		try := append(slices.Clone(without), n)
+		if again := Run(r.Seed, Options{Without: try}); again.Broken != nil && again.Broken.Invariant == r.Broken.Invariant {
+			without = try
+		}
+	}
+	return Run(r.Seed, Options{Story: true, Without: without})
+}
+
 func (w *world) result() Result {
 	w.stats.Time = w.now
-	r := Result{Seed: w.seed, Stats: w.stats, Broken: w.broken}
-	r.Hash = (w.hash ^ uint64(w.events)) * 1099511628211
+	r := Result{Seed: w.seed, Tried: w.strikes, Stats: w.stats, Broken: w.broken}
+	r.Hash = (w.hash ^ uint64(w.events)) * hashPrime
 	if w.story != nil {
 		r.Story = w.story.String()
 	}
@@ -65,13 +84,16 @@ func (w *world) result() Result {
 // newWorld makes a cluster that is switched off.
 func newWorld(seed uint64, o Options) *world {
 	w := &world{
-		seed: seed, opts: o, rng: rand.New(rand.NewPCG(seed, 0x60d317)), hash: 14695981039346656037, settings: authority.Default(),
+		seed: seed, opts: o, rng: rand.New(rand.NewPCG(seed, 0x60d317)), hash: hashStart, settings: authority.Default(),
 		activeHost: -1,
 	}
 	if o.Story {
 		w.story = &strings.Builder{}
 	}
 	hosts := []int{2, 3, 3, 3, 5}[w.rng.IntN(5)]
+	if o.Hosts != 0 {
+		hosts = o.Hosts
+	}
 	witnesses := 0
 	if hosts == 2 {
 		witnesses = 1

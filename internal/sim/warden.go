@@ -23,6 +23,7 @@ type warden struct {
 	p      *proc
 	m      authority.Warden
 	looks  int
+	stale  bool // what it found written down was over, and nobody has told it anything else yet
 	ending bool // an ordered end: no child is started again
 }
 
@@ -31,6 +32,7 @@ func (h *host) startWarden() {
 		return
 	}
 	h.warden = &warden{h: h, p: &proc{host: h}, m: authority.NewWarden(h.w.settings, h.run.fences, h.run.until)}
+	h.warden.stale = h.run.until != 0 && !h.warden.m.Valid(h.now())
 	for i, v := range h.w.vms {
 		if said := h.run.said[i]; said.known {
 			h.warden.m.VM(v.id, v.arbiter, said.stopped)

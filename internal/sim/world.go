@@ -35,6 +35,7 @@ type world struct {
 	activeHost   int    // whose the last one is, -1: nobody's
 	calmSince    moment // the end of the last fault
 	untilTrouble moment // all faults end by then
+	strikes      int    // faults so far, those that were left out included
 	serial       int    // of the last fault that began
 	steal        bool   // processes lose a fifth of their time
 	broken       *Violation
@@ -144,7 +145,7 @@ func (w *world) run() {
 			continue
 		}
 		w.events++
-		w.hash = (w.hash ^ uint64(e.at)) * 1099511628211
+		w.hash = (w.hash ^ uint64(e.at)) * hashPrime
 		e.do()
 	}
 }
@@ -152,10 +153,10 @@ func (w *world) run() {
 // say writes a line of the story, and makes it part of the run's hash.
 func (w *world) say(who, format string, args ...any) {
 	for i := range len(who) {
-		w.hash = (w.hash ^ uint64(who[i])) * 1099511628211
+		w.hash = (w.hash ^ uint64(who[i])) * hashPrime
 	}
 	for i := range len(format) {
-		w.hash = (w.hash ^ uint64(format[i])) * 1099511628211
+		w.hash = (w.hash ^ uint64(format[i])) * hashPrime
 	}
 	if w.story != nil {
 		fmt.Fprintf(w.story, "%9.3fs  %-9s %s\n", w.now.Seconds(), who, fmt.Sprintf(format, args...))
@@ -172,3 +173,9 @@ func (w *world) between(lo, hi time.Duration) time.Duration {
 
 // chance is true in so many of a hundred cases.
 func (w *world) chance(percent int) bool { return w.rng.IntN(100) < percent }
+
+// The hash of a run is FNV-1a's.
+const (
+	hashStart = 14695981039346656037
+	hashPrime = 1099511628211
+)

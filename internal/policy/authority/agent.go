@@ -3,6 +3,8 @@ package authority
 import (
 	"math"
 	"time"
+
+	"github.com/godwit-vm/godwit/internal/policy/defect"
 )
 
 // AgentEventKind names what happened at the agent.
@@ -79,6 +81,9 @@ type Agent struct {
 // the warden knows it, if that was of the same fence count, and 0 otherwise: then there is none before the first renewal was
 // acknowledged.
 func NewAgent(s Settings, fences uint64, until, now Moment) Agent {
+	if defect.Seeded.RestartOutlives() && until != 0 {
+		until = now + s.Lease
+	}
 	return Agent{Settings: s, Fences: fences, Until: until, Next: now}
 }
 
@@ -116,6 +121,13 @@ func (a Agent) Step(e AgentEvent) (Agent, []AgentAction) {
 	case RenewalAcked:
 		a.Sending = false
 		// Never later than what was acknowledged, and never earlier than what an older renewal gave: tick has shortened that already.
+		if defect.Seeded.SentAfterAck() {
+			e.Sent = e.Now
+		}
+		if defect.Seeded.ShortenLate() {
+			a.Until = min(a.Until, e.Sent+e.Lease)
+			do = append(do, AgentAction{Kind: ShortenWarden, Until: a.Until})
+		}
 		a.Until = max(a.Until, e.Sent+e.Lease)
 		do = append(do, AgentAction{Kind: TellWarden, Until: a.Until, Fences: a.Fences})
 		if a.Stopped && a.Left(e.Now) > 0 {
@@ -152,7 +164,7 @@ func (a Agent) tick(now Moment, do []AgentAction) (Agent, []AgentAction) {
 	if a.Plan {
 		lease = a.Settings.Planned
 	}
-	if until := now + lease; until < a.Until || !a.Renewed {
+	if until := now + lease; (until < a.Until || !a.Renewed) && !defect.Seeded.ShortenLate() {
 		// From the moment this renewal is done, whether or not its answer arrives, an observer waits for this lease only.
 		if a.Until != 0 {
 			a.Until = min(a.Until, until)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
 )
 
 // Standing is what the observer thinks of a host.
@@ -133,7 +134,7 @@ func (o *Observer) Look(now Moment) []Finding {
 		all = append(all, f)
 	}
 	slices.SortFunc(all, func(a, b Finding) int { return cmp.Compare(a.Host, b.Host) })
-	mass := quiet > 1 && quiet*100 > o.Settings.MassSilent*renewing
+	mass := (quiet > 1 || defect.Seeded.MassOfOne()) && quiet*100 > o.Settings.MassSilent*renewing
 	for i, f := range all {
 		if s := o.seen[f.Host]; f.Standing == Silent && s.dead == "" {
 			all[i].Standing, all[i].Why = s.proof(f, mass, quiet, renewing)

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
 )
 
 // Arbiter says who keeps two hosts from writing to one disk.
@@ -164,7 +165,7 @@ func (w *Warden) Look(now Moment, cgroups []Cgroup) []WardenAction {
 		living[c.VM] = true
 		vm := w.vms[c.VM]
 		switch {
-		case w.doomed[c.VM]:
+		case w.doomed[c.VM] && !(defect.Seeded.DoomedThawed() && valid):
 			proven = false
 			do = append(do, WardenAction{Kill, c.VM, "its host was fenced"})
 		case !w.known():
@@ -178,7 +179,7 @@ func (w *Warden) Look(now Moment, cgroups []Cgroup) []WardenAction {
 			proven = false
 			do = append(do, WardenAction{Freeze, c.VM, "the authority is over"})
 		default:
-			proven = false
+			proven = defect.Seeded.KillNotAwaited() && proven
 			do = append(do, WardenAction{Kill, c.VM, "the authority is over, and it was not stopped"})
 		}
 	}
@@ -192,7 +193,7 @@ func (w *Warden) Look(now Moment, cgroups []Cgroup) []WardenAction {
 		w.fresh = false
 		do = append(do, WardenAction{Kind: Clear})
 	}
-	if proven {
+	if proven || defect.Seeded.FeedUnproven() {
 		do = append(do, WardenAction{Kind: Feed})
 	}
 	return do

@@ -2,7 +2,10 @@
 // stands against it (Decide), and which host takes one (Choose, choose.go). It is pure: facts in, a decision out.
 package ha
 
-import "github.com/godwit-vm/godwit/internal/inventory"
+import (
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
+)
 
 // Life is what the leader knows of one end of a VM.
 type Life string
@@ -50,7 +53,7 @@ type Decision struct {
 // heir's word goes on by itself.
 func Decide(c Case) Decision {
 	next := c.Run.Generation + 1
-	if !c.Run.Heir.IsZero() {
+	if !c.Run.Heir.IsZero() && !defect.Seeded.HeirIgnored() {
 		next = max(next, c.Run.Heir.Generation+1) // the heir's number is burnt
 		switch {
 		case c.OwnerDiscarded && c.Heir == Dead:

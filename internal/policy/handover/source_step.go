@@ -1,6 +1,9 @@
 package handover
 
-import "github.com/godwit-vm/godwit/internal/inventory"
+import (
+	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
+)
 
 // Step takes one event and returns the next value and the actions that follow, to be done in order. Events that mean nothing
 // in the present state change nothing; most events mean nothing in most states, so the switches below name only the others, and
@@ -103,7 +106,7 @@ func (s Source) switchover(e SourceEvent) (Source, []SourceAction) {
 	switch {
 	case e.Authority < AuthorityMargin:
 		return s.abort(inventory.Failed, "the source's authority was short at the switchover", e.Why)
-	case !s.Heir:
+	case !s.Heir && !defect.Seeded.OwnerAfterCont():
 		s.State = SourceGate
 		return s, nil
 	}
@@ -119,6 +122,9 @@ func (s Source) decide(e SourceEvent) (Source, []SourceAction) {
 		return s, nil
 	}
 	s.State, s.Released, s.Sends = SourceReleased, true, 1
+	if defect.Seeded.JournalLate() {
+		return s, []SourceAction{{Kind: SendRelease}, s.journal(EntryReleased, ""), s.report(inventory.Released, "")}
+	}
 	return s, []SourceAction{s.journal(EntryReleased, ""), {Kind: SendRelease}, s.report(inventory.Released, "")}
 }
 

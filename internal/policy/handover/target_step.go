@@ -1,5 +1,7 @@
 package handover
 
+import "github.com/godwit-vm/godwit/internal/policy/defect"
+
 // Step takes one event and returns the next value and the actions that follow, to be done in order. Events that mean nothing
 // in the present state change nothing; most events mean nothing in most states, so the switches below name only the others, and
 // testdata/target.table lists what each event does in each state.
@@ -39,6 +41,10 @@ func (t Target) waiting(e TargetEvent) (Target, []TargetAction) {
 	case TargetReleased:
 		t.Released = true
 		if t.State == TargetLoadedUp {
+			return t.resume(e)
+		}
+	case TargetTick:
+		if t.State == TargetLoadedUp && defect.Seeded.ReleaseOnTimeout() {
 			return t.resume(e)
 		}
 	case TargetDiscard:

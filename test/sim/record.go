@@ -1,0 +1,45 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+
+	"github.com/godwit-vm/godwit/internal/sim"
+)
+
+// write writes a run down.
+func write(file string, b sim.BlockRun) error {
+	commit, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").Output()
+	if err != nil {
+		return fmt.Errorf("git describe: %w", err)
+	}
+	r := sim.NewRecord(b)
+	r.Commit, r.Command, r.Go = strings.TrimSpace(string(commit)), "make sim-record", runtime.Version()
+	text, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644)
+}
+
+// checked runs one block in a hundred again.
+func checked(file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var r sim.Record
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	n, err := r.Check(100)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	fmt.Printf("sim: %d of %d seeds of %s run again, every hash is the same\n", n, r.Seeds, file)
+	return nil
+}
