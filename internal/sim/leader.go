@@ -257,6 +257,7 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 	if to == "" {
 		return
 	}
+	v.run[vm.i].Owner = to // counts for those that come after it
 	var dead []int
 	if c.Owner == ha.Dead {
 		dead = append(dead, hostIndex(run.Owner))

@@ -211,10 +211,20 @@ func (m *move) tellTarget(e handover.TargetEventKind) {
 	}
 }
 
-// restoreMoves takes up the migrations that an earlier agent of this host drove.
+// restoreMoves takes up the migration that an earlier agent of this host drove of each VM: the one whose heir stands, else the last one.
 func (a *agent) restoreMoves() {
+	records := &a.h.w.etcd.records
+	last := make([]*move, len(a.h.w.vms))
 	for _, m := range a.h.w.moves {
-		if m.source == a.h || m.target == a.h {
+		if _, rev := records.move[m.i].last(); rev != 0 {
+			last[m.vm.i] = m
+		}
+	}
+	for i, m := range last {
+		if run, _ := records.run[i].last(); !run.Heir.IsZero() {
+			m = a.h.w.moves[moveIndex(run.Heir.Migration)]
+		}
+		if m != nil && (m.source == a.h || m.target == a.h) {
 			a.restoreMove(m)
 		}
 	}
