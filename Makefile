@@ -9,11 +9,13 @@ GENTOOL := go tool -modfile=tools/gen/go.mod
 FUZZTIME ?= 10s
 BENCHFLAGS ?=
 DEMOFLAGS ?=
+SEEDS ?= 2000
+FIRST ?= 1
 
-.PHONY: help setup build man check test demo imagetest bench sim fuzz generate clean
+.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim fuzz generate clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: ## install and fetch what is missing: QEMU, the guest's kernel, an unprivileged user
 	@scripts/setup
@@ -52,8 +54,21 @@ generate: ## write the Go code of the API definition
 bench: setup build ## migrations by Godwit and by plain QEMU in turn; results in bench/results
 	@go run ./bench $(BENCHFLAGS)
 
-sim: ## every interleaving of one hand-over, with faults
+sim: ## whole clusters in virtual time: make sim SEEDS=2000, or make sim SEED=17 for the story of one
+	@if [ -n "$(SEED)" ]; then go run ./test/sim -seed $(SEED); else go run ./test/sim -seeds $(SEEDS) -first $(FIRST); fi
+
+sim-record: ## the kept run of 50,000 seeds, anew: test/results/sim.json
+	@go run ./test/sim -seeds 50000 -record test/results/sim.json
+
+sim-calm: ## 72 hours of a slow store and busy processors: nothing may be paused or fenced
+	@go run ./test/sim -calm 72h
+
+explore: ## every interleaving of one hand-over, with faults
 	@go test -count=1 -v -run 'Explore|Defect' ./internal/policy/handover
+
+defects: ## seed each mistake of policy/defect in turn: the simulator must find it within 5,000 seeds
+	@set -e; for d in $(or $(DEFECTS),$(filter-out defect,$(patsubst internal/policy/defect/%.go,%,$(wildcard internal/policy/defect/*.go)))); do \
+	  printf '%-24s ' $$d; go run -tags defect_$$d ./test/sim -seeds 5000 -find; done
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
