@@ -105,6 +105,13 @@ func (m *Mount) set(t Trouble) {
 	}
 }
 
+// Now returns the trouble that the mount is in.
+func (m *Mount) Now() Trouble {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.trouble
+}
+
 // Slow makes each request take that much longer; 0 ends it.
 func (m *Mount) Slow(by time.Duration) {
 	m.oracle.Note(m.Host, fmt.Sprintf("storage is slower by %v", by))

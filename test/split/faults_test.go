@@ -37,12 +37,15 @@ const outage = 14 * time.Second
 
 // kinds are all of them; a run takes its first by its seed, one after the other.
 var kinds = []kind{
-	{name: "power off", moves: true, strike: func(_ context.Context, w *world, h *lab.Host) (func() error, error) {
-		return func() error { return w.boot(context.Background(), h) }, h.PullPlug()
+	{name: "power off", moves: true, strike: func(ctx context.Context, w *world, h *lab.Host) (func() error, error) {
+		return func() error { return w.boot(ctx, h) }, h.PullPlug()
 	}},
 	{name: "cut off", moves: true, strike: cut(true, true)},
 	{name: "nothing reaches it", moves: true, strike: cut(true, false)},
 	{name: "nothing comes from it", moves: true, strike: cut(false, true)},
+	{name: "isolated, storage hangs", moves: true, storage: true, strike: isolated(oracle.Stalled)},
+	{name: "isolated, storage waits", moves: true, storage: true, strike: isolated(oracle.Killable)},
+	{name: "isolated, storage fails", moves: true, storage: true, strike: isolated(oracle.Failing)},
 	{name: "storage stalls", storage: true, lasts: 6 * time.Second, strike: storage(oracle.Stalled)},
 	{name: "storage waits, killable", storage: true, lasts: 6 * time.Second, strike: storage(oracle.Killable)},
 	{name: "slow disk", calm: true, lasts: 6 * time.Second, strike: func(_ context.Context, w *world, h *lab.Host) (func() error, error) {
@@ -58,7 +61,29 @@ var kinds = []kind{
 		}
 		return func() error { h.Thaw(); return nil }, nil
 	}},
-	{name: "leader's agent killed", calm: true, lasts: 5 * time.Second, strike: killed("agent")},
+	{name: "agent killed", calm: true, lasts: 3 * time.Second, strike: func(_ context.Context, _ *world, h *lab.Host) (func() error, error) {
+		return func() error { return nil }, killAgent(h)
+	}},
+	{name: "leader's agent killed", calm: true, lasts: 5 * time.Second, strike: func(_ context.Context, w *world, _ *lab.Host) (func() error, error) {
+		return func() error { return nil }, killLeader(w)
+	}},
+	{name: "power off, and the leader dies at its work", moves: true, strike: func(ctx context.Context, w *world, h *lab.Host) (func() error, error) {
+		// The fence comes 8.5 s after the leader has seen the last renewal, and the new owner right after it.
+		at := 7500*time.Millisecond + time.Duration(w.dice.Int64N(int64(2500*time.Millisecond)))
+		if err := h.PullPlug(); err != nil {
+			return nil, err
+		}
+		struck := make(chan error, 1)
+		go func() {
+			err := w.pass(ctx, at)
+			if l := w.leader(); err == nil && l != nil && l != h {
+				w.note(l.Name, "the leader's agent is killed")
+				err = killAgent(l)
+			}
+			struck <- err
+		}()
+		return func() error { return errors.Join(<-struck, w.boot(ctx, h)) }, nil
+	}},
 	{name: "all without one another", all: true, lasts: outage, strike: func(_ context.Context, w *world, _ *lab.Host) (func() error, error) {
 		each := func(in, out bool) error {
 			var all error
@@ -110,7 +135,12 @@ func storage(t oracle.Trouble) func(context.Context, *world, *lab.Host) (func() 
 	return func(_ context.Context, w *world, h *lab.Host) (func() error, error) {
 		m := w.mount(h)
 		m.Set(t)
-		return func() error { m.Set(oracle.Fine); return nil }, nil
+		return func() error {
+			if m.Now() != oracle.Gone { // else its machine is off
+				m.Set(oracle.Fine)
+			}
+			return nil
+		}, nil
 	}
 }
 
@@ -136,12 +166,34 @@ func stopped(name string) func(context.Context, *world, *lab.Host) (func() error
 	}
 }
 
-func killed(name string) func(context.Context, *world, *lab.Host) (func() error, error) {
-	return func(_ context.Context, _ *world, h *lab.Host) (func() error, error) {
-		pid, err := role(h, name)
-		if err != nil {
-			return nil, err
-		}
-		return func() error { return nil }, syscall.Kill(pid, syscall.SIGKILL)
+// isolated cuts a host off from the others and from the storage.
+func isolated(t oracle.Trouble) func(context.Context, *world, *lab.Host) (func() error, error) {
+	return func(_ context.Context, w *world, h *lab.Host) (func() error, error) {
+		m := w.mount(h)
+		m.Set(t)
+		return func() error {
+			if m.Now() != oracle.Gone { // else its machine is off
+				m.Set(oracle.Fine)
+			}
+			return h.Cut(false, false)
+		}, h.Cut(true, true)
 	}
+}
+
+// killLeader kills the agent that leads the cluster.
+func killLeader(w *world) error {
+	l := w.leader()
+	if l == nil {
+		return errors.New("nobody leads the cluster")
+	}
+	w.note(l.Name, "the leader's agent is killed")
+	return killAgent(l)
+}
+
+func killAgent(h *lab.Host) error {
+	pid, err := role(h, "agent")
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
 }

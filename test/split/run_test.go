@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/godwit-vm/godwit/test/lab"
@@ -16,6 +17,8 @@ const (
 	healMax  = 60 * time.Second // from the end of a fault until all is well again
 	gapMax   = 4 * time.Second  // without a block of a guest that nothing should trouble: its processor is emulated, and shared
 	runMax   = 8 * time.Minute
+
+	migrationMax = 2 * time.Second // from the beginning of a migration to the fault
 )
 
 // result is what is kept of a run.
@@ -37,10 +40,12 @@ type result struct {
 
 // struck is a fault as it went.
 type struck struct {
-	Kind string  `json:"kind"`
-	Host string  `json:"host,omitempty"`
-	At   float64 `json:"at"`  // seconds since the oracle began
-	For  float64 `json:"for"` // seconds
+	Kind string `json:"kind"`
+	Host string `json:"host,omitempty"`
+	// Migration was under way when it struck, or had ended shortly before.
+	Migration string  `json:"migration,omitempty"`
+	At        float64 `json:"at"`  // seconds since the oracle began
+	For       float64 `json:"for"` // seconds
 	// Restart is the time from the fault to the first block of the last of the host's VMs on another host, in seconds; 0: none moved.
 	Restart float64 `json:"restart,omitempty"`
 	Moved   int     `json:"moved,omitempty"` // VMs that did
@@ -73,7 +78,7 @@ func run(ctx context.Context, seed uint64) (r result, story []string) {
 	w.clients = startClients(ctx, seed, w.cluster.Hosts)
 	first := kinds[int(seed)%len(kinds)] //nolint:gosec // seeds are small
 	for _, k := range []kind{first, kinds[w.dice.IntN(len(kinds))]} {
-		s, err := w.fault(ctx, k, w.cluster.Hosts[w.dice.IntN(len(w.cluster.Hosts))])
+		s, err := w.fault(ctx, k, w.victim())
 		r.Faults = append(r.Faults, s)
 		if err != nil {
 			problem("%s: %v", k.name, err)
@@ -120,13 +125,22 @@ func run(ctx context.Context, seed uint64) (r result, story []string) {
 
 // fault lets one thing go wrong and end again, and waits until all is well.
 func (w *world) fault(ctx context.Context, k kind, h *lab.Host) (s struck, err error) {
-	begin := w.oracle.Now()
-	s = struck{Kind: k.name, At: round(begin)}
+	s = struck{Kind: k.name}
 	where := ""
 	if !k.all {
 		where, s.Host = h.Name, h.Name
 	}
+	if w.dice.IntN(2) == 0 {
+		if s.Migration, err = w.migrate(ctx, h); err != nil {
+			return s, err
+		}
+		if err := w.pass(ctx, time.Duration(w.dice.Int64N(int64(migrationMax)))); err != nil {
+			return s, err
+		}
+	}
 	vms := w.on(h)
+	begin := w.oracle.Now()
+	s.At = round(begin)
 	w.note(where, "fault: %s", k.name)
 	heal, err := k.strike(ctx, w, h)
 	if err != nil {
@@ -180,9 +194,15 @@ func (w *world) during(ctx context.Context, k kind, h *lab.Host, vms []*vm, begi
 	if !k.moves {
 		return w.pass(ctx, k.lasts)
 	}
-	if !w.fenced(h) { // nobody may restart anything; the fault ends before anybody loses patience
-		s.Blocked = len(vms)
-		return w.pass(ctx, max(k.lasts, outage))
+	alive := w.quorumWithout(h)
+	if !alive || !w.watchdogs { // nobody may restart anything
+		if alive {
+			if err := w.blocked(ctx, h, vms); err != nil {
+				return err
+			}
+			s.Blocked = len(vms)
+		}
+		return w.pass(ctx, max(k.lasts, outage)-(w.oracle.Now()-begin))
 	}
 	for _, v := range vms {
 		e, err := w.until(ctx, begin, fencedMax, func(e oracle.Entry) bool {
@@ -195,6 +215,22 @@ func (w *world) during(ctx context.Context, k kind, h *lab.Host, vms []*vm, begi
 		s.Restart = max(s.Restart, round(e.At-begin))
 	}
 	return w.pass(ctx, k.lasts-(w.oracle.Now()-begin))
+}
+
+// blocked waits until the VMs of a host that nobody can fence show why they are not restarted.
+func (w *world) blocked(ctx context.Context, h *lab.Host, vms []*vm) error {
+	return lab.Until(ctx, fencedMax, func() error {
+		for _, v := range vms {
+			r, err := w.record(ctx, v)
+			if err != nil {
+				return err
+			}
+			if why := r.GetPlace().GetBlocked(); !strings.Contains(why, h.Name+" cannot be proven dead") {
+				return fmt.Errorf("%s, of the silent %s, shows %q, and should say that %s cannot be proven dead", v.name, h.Name, why, h.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // pass lets time go by.

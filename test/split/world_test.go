@@ -7,7 +7,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -272,8 +274,60 @@ func (w *world) mount(h *lab.Host) *oracle.Mount {
 	return w.mounts[h.Name]
 }
 
-// fenced says whether the host's VMs must run elsewhere after it fell silent: others can know that it is dead, and the store is there without it.
-func (w *world) fenced(h *lab.Host) bool {
+// victim is a host that has a VM.
+func (w *world) victim() *lab.Host {
+	var some []*lab.Host
+	for _, h := range w.cluster.Hosts {
+		if len(w.on(h)) > 0 {
+			some = append(some, h)
+		}
+	}
+	return some[w.dice.IntN(len(some))]
+}
+
+// leadsRE is what an agent logs when it begins or ends to lead.
+var leadsRE = regexp.MustCompile(`msg="leads the cluster( no longer)?" .*term=(\d+)`)
+
+// leader is the host with the newest term, as the hosts' logs have it; nil: none leads.
+func (w *world) leader() (found *lab.Host) {
+	top := 0
+	for _, h := range w.cluster.Hosts {
+		text, err := os.ReadFile(h.LogPath())
+		if err != nil {
+			continue // it has not begun yet
+		}
+		for _, m := range leadsRE.FindAllStringSubmatch(string(text), -1) {
+			term, err := strconv.Atoi(m[2])
+			switch {
+			case err != nil || term < top:
+			case m[1] != "" && term == top:
+				found = nil
+			case m[1] == "":
+				found, top = h, term
+			}
+		}
+	}
+	return found
+}
+
+// migrate begins a migration of a VM that is on the host, or of one that is elsewhere to the host, and says which.
+func (w *world) migrate(ctx context.Context, h *lab.Host) (string, error) {
+	others := w.others(h)
+	source, target := h, others[w.dice.IntN(len(others))]
+	if w.dice.IntN(2) == 0 && len(w.on(target)) > 0 {
+		source, target = target, source
+	}
+	vms := w.on(source)
+	v := vms[w.dice.IntN(len(vms))]
+	text := fmt.Sprintf("%s from %s to %s", v.name, source.Name, target.Name)
+	w.note("", "migration of %s", text)
+	rates := []string{"512K", "2M", "64M"} // slow enough to be met in each phase
+	_, err := source.Godwit(ctx, "vm", "migrate", v.name, "--to", target.Name, "--detach", "--bandwidth", rates[w.dice.IntN(len(rates))])
+	return text, err
+}
+
+// quorumWithout says whether the store is there without the host.
+func (w *world) quorumWithout(h *lab.Host) bool {
 	members, left := 0, 0
 	for _, o := range w.cluster.Hosts {
 		n := len(o.Role("store"))
@@ -282,7 +336,7 @@ func (w *world) fenced(h *lab.Host) bool {
 			left += n
 		}
 	}
-	return w.watchdogs && left > members/2
+	return left > members/2
 }
 
 // revive starts every host that its watchdog has reset, and returns how many there were.
