@@ -183,6 +183,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	})
 	loops.Go(func() error { return a.keepStandstill(ctx) })
+	loops.Go(func() error { return a.keepSuperseded(ctx) })
 	loops.Go(func() error { return a.followNetworks(ctx) })
 	loops.Go(func() error { return a.followLinks(ctx) })
 	loops.Go(func() error { return a.followMigrations(ctx) })
