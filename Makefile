@@ -7,12 +7,13 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 LINT    := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GENTOOL := go tool -modfile=tools/gen/go.mod
 FUZZTIME ?= 10s
+RUNS ?= 40
 BENCHFLAGS ?=
 DEMOFLAGS ?=
 SEEDS ?= 2000
 FIRST ?= 1
 
-.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim fuzz generate clean
+.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim split fuzz generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -69,6 +70,10 @@ explore: ## every interleaving of one hand-over, with faults
 defects: ## seed each mistake of policy/defect in turn: the simulator must find it within 5,000 seeds
 	@set -e; for d in $(or $(DEFECTS),$(filter-out defect,$(patsubst internal/policy/defect/%.go,%,$(wildcard internal/policy/defect/*.go)))); do \
 	  printf '%-24s ' $$d; go run -tags defect_$$d ./test/sim -seeds 5000 -find; done
+
+split: setup ## RUNS runs of real clusters with faults, judged by a disk that sees every write; kept in test/results/split.json
+	@mkdir -p test/results
+	@go test -count=1 -timeout 3h -v -run TestNoTwoCopies ./test/split -runs $(RUNS) -seed $(or $(SEED),0) -keep $(CURDIR)/test/results/split.json
 
 fuzz: ## each fuzz test for FUZZTIME
 	@set -e; for p in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do \
