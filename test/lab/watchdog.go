@@ -151,6 +151,12 @@ func (h *Host) Resets() int {
 	return len(h.dog.fired)
 }
 
+// BreakWatchdog stops the host's watchdog from counting, until somebody feeds it again.
+func (h *Host) BreakWatchdog() error {
+	_, err := io.WriteString(h.dog.pipe, "off\n")
+	return err
+}
+
 // fires tells who wants to know that the machine is about to die.
 func (h *Host) fires() {
 	if tell := h.cluster.options.Fires; tell != nil {
@@ -170,7 +176,7 @@ func (h *Host) PullPlug() (err error) {
 	}
 	if h.dog != nil {
 		// A machine without power has no watchdog that counts.
-		if _, err := io.WriteString(h.dog.pipe, "off\n"); err != nil {
+		if err := h.BreakWatchdog(); err != nil {
 			return err
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
 	"github.com/godwit-vm/godwit/internal/fault"
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/wire"
 	"github.com/godwit-vm/godwit/test/lab"
 )
@@ -127,11 +126,3 @@ func learned(err error) answer {
 
 // idleROM is what the clients' VMs run, in the shared datastore.
 const idleROM = "idle.rom"
-
-// names are those of the VMs that the clients may have left.
-func (c *clients) names() (all []inventory.VMID) {
-	for n := range recordsNumber {
-		all = append(all, inventory.VMID(fmt.Sprintf("record-%d", n)))
-	}
-	return all
-}

@@ -104,9 +104,6 @@ func after(r record, c call, a answer) []record {
 	case missing:
 		return when(!r.There, r)
 	case unknown:
-		if c.Verb == start && legal { // QEMU did not start, or not in time: the VM is wanted off again
-			return []record{r, then, {true, r.Memory, false}}
-		}
 		return append(when(legal, then), r)
 	case exists, refused:
 	}
@@ -158,10 +155,22 @@ func (h *history) judge() (verdict string, calls int, bad []string) {
 	h.mu.Lock()
 	all := slices.Clone(h.calls)
 	h.mu.Unlock()
+	calls = len(all)
 	end := int64(time.Since(h.begin))
 	for i, c := range all {
-		if c.Output.(answer).Outcome == unknown {
+		a := c.Output.(answer)
+		if a.Outcome == unknown {
 			all[i].Return = end
+		}
+		if c.Input.(call).Verb == start && (a.Outcome == unknown || a.Outcome == exists) {
+			// A start that fails has switched the VM on, and off again: two effects, and others may see what is between them.
+			a.Outcome = unknown
+			all[i].Output = a
+			off := all[i]
+			in := off.Input.(call)
+			in.Verb = stop
+			off.Input = in
+			all = append(all, off)
 		}
 	}
 	verdict = "linearizable"
@@ -180,5 +189,5 @@ func (h *history) judge() (verdict string, calls int, bad []string) {
 				c.ClientId, model.DescribeOperation(c.Input, c.Output)))
 		}
 	}
-	return verdict, len(all), bad
+	return verdict, calls, bad
 }

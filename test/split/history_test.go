@@ -38,6 +38,7 @@ func TestTheJudgeOfHistoriesFindsWhatHasNoOrder(t *testing.T) {
 		"nobody knows, and it was not":     {"linearizable", []porcupine.Operation{made, grow(2, 3, unknown), read(4, 5, small, false)}},
 		"gone and made again":              {"linearizable", []porcupine.Operation{made, does(2, 3, destroy, done), does(4, 5, get, missing), at(6, 7, made.Input.(call), answer{Outcome: done})}},
 		"on and off":                       {"linearizable", []porcupine.Operation{made, does(2, 3, start, done), read(4, 5, small, true), does(6, 7, stop, done), read(8, 9, small, false)}},
+		"a start that failed":              {"linearizable", []porcupine.Operation{made, does(2, 9, start, exists), read(3, 4, small, true), read(5, 6, small, false)}},
 		"a change that is lost":            {"not linearizable", []porcupine.Operation{made, grow(2, 3, done), read(4, 5, small, false)}},
 		"a read that goes back":            {"not linearizable", []porcupine.Operation{made, grow(2, 9, done), read(3, 4, large, false), read(5, 6, small, false)}},
 		"refused, and done all the same":   {"not linearizable", []porcupine.Operation{made, grow(2, 3, refused), read(4, 5, large, false)}},

@@ -26,7 +26,7 @@ type result struct {
 	Seed     uint64   `json:"seed"`
 	Hosts    int      `json:"hosts"`
 	Watchdog bool     `json:"watchdogs"`
-	Lost     string   `json:"lost_locks"` // what becomes of late writes: "fail" where storage arbitrates, "pass" where it does not
+	Lost     string   `json:"lost_locks"` // what becomes of what a host writes that has lost its locks: "fail", or "pass"
 	Faults   []struck `json:"faults"`
 	Verdict  string   `json:"verdict"` // "one copy", or "failed"
 	Problems []string `json:"problems,omitempty"`
@@ -69,12 +69,15 @@ func run(ctx context.Context, seed uint64) (r result, story []string) {
 		r.Hosts = 5
 	}
 	problem := func(format string, args ...any) { r.Problems = append(r.Problems, fmt.Sprintf(format, args...)) }
-	w, err := newWorld(ctx, seed, r.Hosts)
-	if err != nil {
+	w := newWorld(seed)
+	r.Lost, r.Watchdog = "fail", w.watchdogs
+	if w.lostPass {
+		r.Lost = "pass"
+	}
+	if err := w.begin(ctx, r.Hosts); err != nil {
 		problem("the cluster does not come up: %v", err)
 		return r, nil
 	}
-	r.Lost, r.Watchdog = w.lost, w.watchdogs
 	w.clients = startClients(ctx, seed, w.cluster.Hosts)
 	first := kinds[int(seed)%len(kinds)] //nolint:gosec // seeds are small
 	for _, k := range []kind{first, kinds[w.dice.IntN(len(kinds))]} {

@@ -31,7 +31,8 @@ type world struct {
 	mounts  map[string]*oracle.Mount // by host
 	vms     []*vm
 	clients *clients
-	lost    string // what becomes of late writes: "pass" or "fail"
+	// lostPass: what a host writes that has lost its locks reaches the disk all the same.
+	lostPass bool
 	// watchdogs: each host has one, so that the others can know that it is dead when it falls silent.
 	watchdogs bool
 }
@@ -42,16 +43,20 @@ type vm struct{ name, id, file string }
 // lockLife is how long the storage keeps the locks of a host that is cut off.
 const lockLife = 3 * time.Second
 
-// newWorld starts a cluster with a writing VM on each host. On an error nothing is left.
-func newWorld(ctx context.Context, seed uint64, hosts int) (_ *world, err error) {
+// newWorld draws a world from the seed.
+func newWorld(seed uint64) *world {
 	w := &world{seed: seed, dice: rand.New(rand.NewPCG(seed, 0)), mounts: map[string]*oracle.Mount{}} //nolint:gosec // to be had again from the seed
+	w.lostPass = w.dice.IntN(2) == 0
+	w.watchdogs = w.dice.IntN(4) > 0
+	return w
+}
+
+// begin starts a cluster with a writing VM on each host. On an error nothing is left.
+func (w *world) begin(ctx context.Context, hosts int) (err error) {
 	cache, err := guest.Cache()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	pass := w.dice.IntN(2) == 0
-	w.lost = map[bool]string{true: "pass", false: "fail"}[pass]
-	w.watchdogs = w.dice.IntN(4) > 0
 	w.cluster, err = lab.Start(ctx, lab.Options{
 		Binary: binary, Hosts: hosts, Cache: filepath.Join(cache, "probes"), Cables: true, Watchdog: w.watchdogs,
 		Fires: func(h *lab.Host) { // what a dead machine has not sent is never done
@@ -61,7 +66,7 @@ func newWorld(ctx context.Context, seed uint64, hosts int) (_ *world, err error)
 		},
 		Storage: func(c *lab.Cluster, h *lab.Host) (string, error) {
 			if w.oracle == nil {
-				w.oracle = oracle.New(c.Datastore, oracle.Options{LockLife: lockLife, LostLocksPass: pass})
+				w.oracle = oracle.New(c.Datastore, oracle.Options{LockLife: lockLife, LostLocksPass: w.lostPass})
 			}
 			m, err := w.oracle.Mount(h.Name, filepath.Join(h.Folder(), "shared"))
 			if err != nil {
@@ -74,7 +79,7 @@ func newWorld(ctx context.Context, seed uint64, hosts int) (_ *world, err error)
 		},
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err != nil {
@@ -82,19 +87,19 @@ func newWorld(ctx context.Context, seed uint64, hosts int) (_ *world, err error)
 		}
 	}()
 	if err := os.WriteFile(filepath.Join(w.cluster.Datastore, idleROM), tiny.Idle(), 0o644); err != nil { //nolint:gosec // QEMU's user reads it
-		return nil, err
+		return err
 	}
 	for i, h := range w.cluster.Hosts {
 		if err := w.addVM(ctx, i+1, h); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, v := range w.vms {
 		if err := w.writes(ctx, v, w.oracle.Now(), startMax); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return w, nil
+	return nil
 }
 
 // addVM makes and starts a writing VM.

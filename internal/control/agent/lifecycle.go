@@ -233,7 +233,9 @@ func (v *vm) bringUp(ctx context.Context) (err error) {
 		if err != nil {
 			undo, done := context.WithTimeout(context.WithoutCancel(ctx), quitMax)
 			defer done()
-			v.cleanUp(undo)
+			if left := v.end(undo, true); left != nil { // a QEMU that stays has the images open, and is in the way of the next start
+				v.log.LogAttrs(undo, slog.LevelWarn, "a vm that did not start does not end", slog.Any("err", left))
+			}
 		}
 	}()
 	if err := a.lock(v.stored, v.stored.Run.Generation); err != nil {

@@ -24,7 +24,7 @@ func (a *Agent) keepSuperseded(ctx context.Context) error {
 	for {
 		stopped, changed, over := a.Authority.standstill()
 		if over != nil {
-			return nil // keepStandstill ends them all
+			return nil //nolint:nilerr // keepStandstill ends them all, and says why
 		}
 		var again <-chan time.Time
 		if stopped {
