@@ -46,6 +46,8 @@ const (
 	openEvery     = 10 * time.Second       // between two tries to open a watchdog that did not open
 	wordsMax      = 64                     // words that wait for the guard, and that it takes at once
 	wantersMax    = 16                     // callers that wait for Clean
+	stoodMin      = 300 * time.Millisecond // so much later than it was to look, this process stood still
+	hearMax       = 100 * time.Millisecond // for what was said meanwhile
 )
 
 // guard ends what may not run. It is a loop with a goroutine of its own, apart from the one that looks after the roles: nothing in it
@@ -104,9 +106,13 @@ func (g *guard) run() {
 		if g.look() {
 			return
 		}
-		g.complain("cannot set the alarm", "", g.clock.setAt(g.next()))
+		at := g.next()
+		g.complain("cannot set the alarm", "", g.clock.setAt(at))
 		select {
 		case <-g.clock.ring:
+			if g.clock.now()-at > stoodMin {
+				g.hear()
+			}
 		case w := <-g.words:
 			g.take(w)
 			for range wordsMax { // those that wait already, before the kernel is asked again
@@ -118,6 +124,20 @@ func (g *guard) run() {
 				}
 				break
 			}
+		}
+	}
+}
+
+// hear takes what the agent said while this process stood still and could not hear: the authority was renewed all the while, perhaps, and what it knows of it is
+// old. It costs no safety. A watchdog that is armed was not fed for as long as that took, and counts on.
+func (g *guard) hear() {
+	enough := time.After(hearMax)
+	for {
+		select {
+		case w := <-g.words:
+			g.take(w)
+		case <-enough:
+			return
 		}
 	}
 }

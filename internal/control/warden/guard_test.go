@@ -20,9 +20,10 @@ import (
 
 // kernel is a machine's VMs and its watchdog, in a bubble's time.
 type kernel struct {
-	boot time.Time
-	ring chan struct{}
-	wake *time.Timer
+	boot  time.Time
+	ring  chan struct{}
+	wake  *time.Timer
+	wakes authority.Moment
 
 	mu       sync.Mutex
 	vms      map[string]*host.Cgroup
@@ -38,7 +39,8 @@ type kernel struct {
 	timeout  time.Duration
 	timer    *time.Timer
 	opens    int
-	refuse   error // of Open
+	refuse   error         // of Open
+	late     time.Duration // that the alarm comes later than it is set
 }
 
 func newKernel(vms ...string) *kernel {
@@ -52,10 +54,13 @@ func newKernel(vms ...string) *kernel {
 func (k *kernel) now() authority.Moment { return time.Since(k.boot) + time.Hour }
 
 func (k *kernel) setAt(at authority.Moment) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.wake != nil {
 		k.wake.Stop()
 	}
-	k.wake = time.AfterFunc(at-k.now(), func() {
+	k.wakes = at + k.late
+	k.wake = time.AfterFunc(at-k.now()+k.late, func() {
 		select {
 		case k.ring <- struct{}{}:
 		default:
@@ -223,6 +228,36 @@ func TestAuthorityEnds(t *testing.T) {
 			t.Errorf("then it did %q", did[3:])
 		}
 	})
+}
+
+// The story: the warden stands still for longer than the authority that it knows of, and the agent renews all the while. What it has to say comes
+// a moment after the warden is awake again, and is heard before anything is killed. An agent that has nothing to say is dead or without authority.
+func TestAWardenThatStoodStillListensFirst(t *testing.T) {
+	for _, speaks := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx := t.Context()
+			k := newKernel("vm-a")
+			k.refuse = errors.New("no watchdog") // which would not wait
+			_, agent := guarded(t, k, fresh())
+			k.mu.Lock()
+			k.late = 20 * time.Second
+			k.mu.Unlock()
+			must(t, agent.Authority(ctx, 0, k.now()+8*time.Second), agent.VM(ctx, "vm-a", authority.LeaseArbitrates, false))
+			synctest.Wait()
+			k.mu.Lock()
+			k.late = 0
+			wakes := k.wakes
+			k.mu.Unlock()
+			time.Sleep(wakes - k.now() + 10*time.Millisecond)
+			if speaks {
+				must(t, agent.Authority(ctx, 0, k.now()+8*time.Second))
+			}
+			time.Sleep(time.Second)
+			if did, _ := k.seen(); len(did) == 0 != speaks {
+				t.Errorf("the agent speaks: %v, and it did %q", speaks, did)
+			}
+		})
+	}
 }
 
 // The story: the host was fenced while it was away. Nothing that it had on shared storage may run again, frozen or not, and the agent
