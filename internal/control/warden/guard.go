@@ -352,5 +352,5 @@ func (g *guard) write() {
 			agent.tell(fencingWord(now.fencing))
 		}
 	}
-	g.complain("cannot write the authority down: the next warden will know of an older one", "", g.notes.keep(g.machine, g.hidden))
+	g.complain("cannot write the authority down: the next warden will know of none", "", g.notes.keep(g.machine, g.hidden))
 }

@@ -512,6 +512,19 @@ func TestNotes(t *testing.T) {
 	if _, next, hidden, err = readNotes(dir, "boot-2", s); err != nil || next.Over || next.Fences != 0 || len(hidden) > 0 {
 		t.Errorf("in another boot it is %+v, %v", next, err)
 	}
+	// The folder is full, as far as this file goes: rather none than one of an older state.
+	must(t, os.Mkdir(filepath.Join(dir, notesFile+".new"), 0o700))
+	m.Told(8, time.Hour, nil)
+	if err := n.keep(m, nil); err == nil {
+		t.Error("it was written into a folder")
+	}
+	if _, next, _, err = readNotes(dir, "boot-1", s); err != nil || next.Over || next.Fences != 0 {
+		t.Errorf("after that it is %+v, %v", next, err)
+	}
+	must(t, os.Remove(filepath.Join(dir, notesFile+".new")), n.keep(m, nil))
+	if _, next, _, err = readNotes(dir, "boot-1", s); err != nil || next.Fences != 8 {
+		t.Errorf("and when there is room again %+v, %v", next, err)
+	}
 	must(t, os.WriteFile(filepath.Join(dir, notesFile), []byte("boot boot-1\nuntil soon\n"), 0o600))
 	if _, next, hidden, err = readNotes(dir, "boot-1", s); err == nil || next.Until != 0 {
 		t.Errorf("a torn file is read as %+v, %v", next, err)

@@ -36,7 +36,7 @@ type notes struct {
 	text bytes.Buffer // reused
 }
 
-// keep writes the machine down, if it is another one than before. The file is there whole, the old one or the new.
+// keep writes the machine down, if it is another one than before. The file is there whole, the old one or the new; after an error it is gone.
 func (n *notes) keep(m authority.Warden, hidden map[authority.VM]bool) error {
 	if n == nil {
 		return nil
@@ -64,7 +64,13 @@ func (n *notes) keep(m authority.Warden, hidden map[authority.VM]bool) error {
 		err = os.Rename(n.path+".new", n.path)
 	}
 	if err != nil {
-		return fault.New(fault.NoResources, "authority file: %w", err)
+		// An old file would tell the next warden of a longer authority, or of stops that are over. One that knows nothing is safe: it proves nothing.
+		n.last = nil
+		err = fault.New(fault.NoResources, "authority file: %w", err)
+		if gone := os.Remove(n.path); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			return errors.Join(err, fault.New(fault.Internal, "authority file: the old one stays: %w", gone))
+		}
+		return err
 	}
 	n.last = append(n.last[:0], n.text.Bytes()...)
 	return nil
