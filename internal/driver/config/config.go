@@ -174,7 +174,7 @@ var settings = slices.Concat([]Setting{
 	},
 }, levels(), []Setting{
 	count("limits.connections", 1024, "connections to the agent's socket at once, root's aside", func(c *Config) *int { return &c.Limits.Connections }),
-	count("limits.connections-per-user", 256, "connections of one user to the agent's socket at once", func(c *Config) *int { return &c.Limits.ConnectionsPerUser }),
+	count("limits.connections-per-user", 256, "connections of one user to the agent's socket at once, and with tokens to its port", func(c *Config) *int { return &c.Limits.ConnectionsPerUser }),
 	count("limits.connections-per-host", 64, "connections of one other host at once, migration streams aside", func(c *Config) *int { return &c.Limits.ConnectionsPerHost }),
 	count("limits.handshakes", 128, "connections from other machines at once that have shown no certificate yet", func(c *Config) *int { return &c.Limits.Handshakes }),
 	count("limits.handshakes-per-address", 32, "the same from one address", func(c *Config) *int { return &c.Limits.HandshakesPerAddress }),
@@ -182,7 +182,7 @@ var settings = slices.Concat([]Setting{
 	count("limits.streams", 64, "consoles and other lasting calls of one caller at once", func(c *Config) *int { return &c.Limits.Streams }),
 	count("limits.calls-per-second", 200, "calls of one caller on average; more wait their turn, up to a second", func(c *Config) *int { return &c.Limits.CallsPerSecond }),
 	count("limits.calls-burst", 400, "calls that one caller may make at once before the average counts", func(c *Config) *int { return &c.Limits.CallsBurst }),
-	count("limits.joins-per-minute", 30, "attempts to join the cluster from one address", func(c *Config) *int { return &c.Limits.JoinsPerMinute }),
+	count("limits.joins-per-minute", 30, "attempts to join the cluster from one address, and wrong tokens of users from one", func(c *Config) *int { return &c.Limits.JoinsPerMinute }),
 	bytes("limits.request-size", "1M", "size of one message to the agent", 64<<10, 64<<20, func(c *Config) *inventory.Bytes { return &c.Limits.RequestSize }),
 	bytes("limits.header-size", "32K", "size of the HTTP header of a call", 4<<10, 1<<20, func(c *Config) *inventory.Bytes { return &c.Limits.HeaderSize }),
 	duration("limits.header-timeout", "5s", "time for the header of a call to arrive", func(c *Config) *time.Duration { return &c.Limits.HeaderTimeout }),
