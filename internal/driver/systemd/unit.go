@@ -29,8 +29,9 @@ KillMode=process
 TimeoutStopSec=120s
 Restart=always
 RestartSec=100ms
-# A malformed or missing configuration does not mend itself.
-RestartPreventExitStatus=2 3
+# A malformed or missing configuration does not mend itself, nor does what the main process refuses to work with: the data folder of a newer
+# version, say. What the roles meet, the main process outlives.
+RestartPreventExitStatus=2 3 5
 WatchdogSec=10s
 
 # The cgroups below the unit's own are Godwit's: the roles are in "roles", each VM in one below "vms".
