@@ -506,7 +506,7 @@ func TestNotes(t *testing.T) {
 	}
 	m.GivenUp(nil)
 	must(t, n.keep(m, map[authority.VM]bool{"vm-d": true}))
-	if _, next, hidden, err = readNotes(dir, "boot-1", s); err != nil || !next.Over || next.Until != 0 {
+	if _, next, _, err = readNotes(dir, "boot-1", s); err != nil || !next.Over || next.Until != 0 {
 		t.Errorf("%+v, %v", next, err)
 	}
 	if _, next, hidden, err = readNotes(dir, "boot-2", s); err != nil || next.Over || next.Fences != 0 || len(hidden) > 0 {
@@ -526,7 +526,7 @@ func TestNotes(t *testing.T) {
 		t.Errorf("and when there is room again %+v, %v", next, err)
 	}
 	must(t, os.WriteFile(filepath.Join(dir, notesFile), []byte("boot boot-1\nuntil soon\n"), 0o600))
-	if _, next, hidden, err = readNotes(dir, "boot-1", s); err == nil || next.Until != 0 {
+	if _, next, _, err = readNotes(dir, "boot-1", s); err == nil || next.Until != 0 {
 		t.Errorf("a torn file is read as %+v, %v", next, err)
 	}
 }

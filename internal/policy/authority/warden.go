@@ -165,7 +165,7 @@ func (w *Warden) Look(now Moment, cgroups []Cgroup) []WardenAction {
 		living[c.VM] = true
 		vm := w.vms[c.VM]
 		switch {
-		case w.doomed[c.VM] && !(defect.Seeded.DoomedThawed() && valid):
+		case w.doomed[c.VM] && (!valid || !defect.Seeded.DoomedThawed()):
 			proven = false
 			do = append(do, WardenAction{Kill, c.VM, "its host was fenced"})
 		case !w.known():
