@@ -110,12 +110,21 @@ func TestWatchdog(t *testing.T) {
 		}
 		gone(t, third, began)
 	})
+	// The VM of the machine that was reset was started there again, and runs on without a warden.
+	vm, err := second.VM(step(t), vms[second])
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := second.QEMUs(vm.GetId())
 	for _, h := range slices.Backward(c.Hosts) {
 		if err := h.Down(); err != nil {
 			t.Error(err)
 		}
 	}
 	time.Sleep(authority.Default().Watchdog + 500*time.Millisecond) // the time in which one that was left armed fires
+	if now := second.QEMUs(vm.GetId()); vm.GetStatus().GetState() != inventory.Running.String() || len(left) != 1 || !slices.Equal(now, left) {
+		t.Errorf("%s was %s in processes %v, and its host's end left %v", vms[second], vm.GetStatus().GetState(), left, now)
+	}
 	for _, h := range c.Hosts {
 		if n := h.Resets(); n > 0 {
 			t.Errorf("%s was reset %d times without a reason", h.Name, n)
