@@ -197,8 +197,9 @@ func (f *flight) told(t *testing.T, h *lab.Host, object string, kinds ...string)
 	}
 }
 
-// The story: the VM's host loses its power and is back before anybody thinks of its VMs. It starts them again by itself, and says why.
-func TestPowerIsBack(t *testing.T) {
+// The story: the VM's host loses its power and is back before anybody thinks of its VMs. It starts them again by itself, and says why. Then it
+// loses its power again, and another host starts them; when it is back it leaves them alone.
+func TestPowerIsLost(t *testing.T) {
 	f := &flight{Cluster: startCluster(t, lab.Options{Hosts: 2, Watchdog: true})}
 	host := f.Hosts[1]
 	if _, err := host.LinuxVM(step(t), vmName, vmMemory, 16*inventory.MiB); err != nil {
@@ -221,4 +222,26 @@ func TestPowerIsBack(t *testing.T) {
 	}
 	f.clean(t, host)
 	f.told(t, host, f.vm, "vm.restarted")
+
+	t.Run("and is lost for good", func(t *testing.T) {
+		before, began := f.info(t), time.Now()
+		if err := host.PullPlug(); err != nil {
+			t.Fatal(err)
+		}
+		f.recorded(t, f.Hosts[0])
+		t.Logf("it runs on another host %v after its own lost its power", time.Since(began).Round(time.Millisecond))
+		after := f.info(t)
+		if after.GetRun().GetGeneration() <= before.GetRun().GetGeneration() {
+			t.Errorf("generation %d became %d", before.GetRun().GetGeneration(), after.GetRun().GetGeneration())
+		}
+		if all := f.locks(t); len(all) == 0 || all[len(all)-1] != after.GetRun().GetGeneration() {
+			t.Errorf("lock records %v of generation %d", all, after.GetRun().GetGeneration())
+		}
+		if err := host.Up(step(t)); err != nil {
+			t.Fatal(err)
+		}
+		f.clean(t, f.Hosts[0])
+		f.recorded(t, f.Hosts[0])
+		f.sameProcess(t, after)
+	})
 }

@@ -16,6 +16,8 @@ import (
 const (
 	// wardenMax bounds one word to the warden. Without its answer nothing unsafe follows: the authority is then shorter than it could be.
 	wardenMax = 500 * time.Millisecond
+	// hurryMax bounds how long the warden's words wait for the loop to take news.
+	hurryMax = 100 * time.Millisecond
 	// wordsMax bounds the words that wait for a warden that does not listen.
 	wordsMax = 16
 )
@@ -38,11 +40,12 @@ type renewer struct {
 
 	mu      sync.Mutex
 	machine authority.Agent
-	stopped bool          // VMs are to stand
-	ending  func() bool   // not nil: this host ends in order; it says whether VMs run on
-	over    error         // why the authority is over for good
-	last    error         // of the last renewal; nil: it was acknowledged
-	changed chan struct{} // closed and replaced when one of the above, or what Left counts from, changes
+	stopped bool              // VMs are to stand
+	fenced  inventory.Fencing // as the last renewal said
+	ending  func() bool       // not nil: this host ends in order; it says whether VMs run on
+	over    error             // why the authority is over for good
+	last    error             // of the last renewal; nil: it was acknowledged
+	changed chan struct{}     // closed and replaced when one of the above, or what Left counts from, changes
 }
 
 // word is one thing for the warden, said in the order in which it was decided.
@@ -127,6 +130,7 @@ func (r *renewer) step(ctx context.Context, all *sync.WaitGroup, e authority.Age
 			r.say(func(ctx context.Context) error { return r.warden.Shorten(ctx, a.Until) }, shortened)
 		case authority.Renew:
 			fencing := r.fencing()
+			r.fenced = fencing
 			all.Go(func() { r.send(ctx, a, fencing, shortened) })
 		case authority.StopVMs:
 			r.stopped, changed = true, true
@@ -224,7 +228,26 @@ func (r *renewer) speak(ctx context.Context) {
 			} else if err != nil && ctx.Err() == nil {
 				r.log.LogAttrs(ctx, slog.LevelWarn, "the warden does not take the authority's end", slog.Any("err", err))
 			}
+			if err == nil {
+				r.hurry(ctx)
+			}
 		}
+	}
+}
+
+// hurry has the next renewal sent at once if it has another word on fencing than the last: a warden arms its watchdog only when it knows of an
+// authority, and a host that dies before it has said so blocks its VMs.
+func (r *renewer) hurry(ctx context.Context) {
+	r.mu.Lock()
+	news := r.fencing() != r.fenced
+	r.mu.Unlock()
+	if !news {
+		return
+	}
+	select {
+	case r.events <- authority.AgentEvent{Kind: authority.RenewNow}:
+	case <-time.After(hurryMax): // the loop is about to give up, and waits for this goroutine; or the next second will do
+	case <-ctx.Done():
 	}
 }
 

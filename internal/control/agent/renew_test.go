@@ -47,6 +47,7 @@ type renewals struct {
 	heard  []string
 	answer func(ctx context.Context) error // of the store
 	deaf   bool                            // the warden does not answer
+	bare   bool                            // it has no watchdog, until it hears of an authority
 }
 
 func (r *renewals) note(format string, args ...any) {
@@ -93,6 +94,9 @@ func (r *renewals) word(ctx context.Context, format string, args ...any) error {
 }
 
 func (r *renewals) Authority(ctx context.Context, fences uint64, until authority.Moment) error {
+	r.mu.Lock()
+	r.bare = false
+	r.mu.Unlock()
 	return r.word(ctx, "until %v, fenced %d times", until, fences)
 }
 
@@ -100,7 +104,15 @@ func (r *renewals) Shorten(ctx context.Context, until authority.Moment) error {
 	return r.word(ctx, "no longer than %v", until)
 }
 func (r *renewals) GiveUp(ctx context.Context) error { return r.word(ctx, "over") }
-func (r *renewals) Fencing() inventory.Fencing       { return inventory.FencedByWatchdog }
+
+func (r *renewals) Fencing() inventory.Fencing {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.bare {
+		return inventory.FencedByNobody
+	}
+	return inventory.FencedByWatchdog
+}
 
 func takes(context.Context) error { return nil }
 
@@ -183,6 +195,17 @@ func TestRenewerShortensFirst(t *testing.T) {
 		synctest.Wait()
 		heard := r.since()
 		expect(t, heard, "1h0m1s warden: no longer than 1h0m9s", `1h0m1s renewal of 8s, fenced by "watchdog": <nil>`, "1h0m1s warden: until 1h0m9s, fenced 2 times")
+	})
+}
+
+// A host that has a watchdog now says so at once.
+func TestRenewerTellsNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &renewals{answer: takes, bare: true}
+		r.begin(t, 0)
+		synctest.Wait()
+		expect(t, r.since(), "1h0m0s warden: no longer than 1h0m8s", `1h0m0s renewal of 8s, fenced by "": <nil>`, "1h0m0s warden: until 1h0m8s, fenced 2 times",
+			`1h0m0s renewal of 8s, fenced by "watchdog": <nil>`, "1h0m0s warden: until 1h0m8s, fenced 2 times")
 	})
 }
 

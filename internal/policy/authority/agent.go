@@ -18,6 +18,7 @@ const (
 	EpochOver     AgentEventKind = "epoch"    // the store refused it: the host was fenced, or its agent was started again
 	PlanRestart   AgentEventKind = "plan"     // a planned restart wants the longer authority
 	PlanOver      AgentEventKind = "plan-off" // it does not any more
+	RenewNow      AgentEventKind = "now"      // there is something new to say
 )
 
 // AgentEvent is one thing that happened at the agent.
@@ -146,6 +147,8 @@ func (a Agent) Step(e AgentEvent) (Agent, []AgentAction) {
 		a.Plan, a.Next = true, e.Now
 	case PlanOver:
 		a.Plan = false
+	case RenewNow:
+		a.Next = e.Now
 	case AgentTick:
 	}
 	return a.tick(e.Now, do)

@@ -59,6 +59,12 @@ func TestAgentSteps(t *testing.T) {
 			{at(PlanOver, 11*sec), nil},
 			{at(AgentTick, 12*sec), []AgentActionKind{ShortenWarden, Renew}},
 		},
+		"news do not wait for the next second": {
+			first,
+			{acked(10*sec, 10*sec, 8*sec), []AgentActionKind{TellWarden}},
+			{at(RenewNow, 10*sec+100*ms), []AgentActionKind{Renew}},
+			{at(AgentTick, 11*sec), nil},
+		},
 		"a plan waits for the renewal that is under way": {
 			first,
 			{at(PlanRestart, 10*sec+300*ms), nil},
