@@ -29,7 +29,7 @@ func newHostConfirmDead() *cobra.Command {
 			"blocked until it comes back, or you say this. A host that gives signs of life is refused. Your name is in the events.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
-				if err := sure(cmd, fmt.Sprintf(deadMeans, args[0])); err != nil {
+				if err := sure(cmd, fmt.Sprintf(deadMeans, args[0]), "see to it that "+args[0]+" is off"); err != nil {
 					return err
 				}
 			}
@@ -60,10 +60,10 @@ func newHostConfirmDead() *cobra.Command {
 	return cmd
 }
 
-// sure explains what a command does and asks for a yes at the terminal. Where there is none, it wants --yes.
-func sure(cmd *cobra.Command, means string) error {
+// sure explains what a command does and asks for a yes at the terminal. Where there is none, it wants --yes, and names what is to be done before.
+func sure(cmd *cobra.Command, means, first string) error {
 	if !term.IsTerminal(int(os.Stdin.Fd())) { //nolint:gosec // a descriptor
-		return usageError{fault.New(fault.Invalid, "%sNobody can be asked here: if that is so, say it with --yes", means)}
+		return usageError{fault.New(fault.Invalid, "there is no terminal here to ask whether that is so: %s, then say it with --yes", first)}
 	}
 	if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "%sIs that so? Type yes: ", means); err != nil {
 		return err
