@@ -150,8 +150,8 @@ func (w *watcher) act(ctx context.Context, f authority.Finding) error {
 		now.Why = epoch.Why
 	case authority.Up:
 		switch {
-		case f.Quiet >= w.Settings.Stop:
-			now = inventory.HostStanding{State: string(authority.Silent), Why: fmt.Sprintf("no sign of life: after %v without one it counts as dead", w.Settings.Silence)}
+		case f.Still:
+			now = inventory.HostStanding{State: string(authority.Silent), Why: fmt.Sprintf("no sign of life: after %v without one it counts as dead", f.Wait)}
 			if w.said[f.Host].State == string(authority.Blocked) {
 				return nil // a new leader waits as the one before has waited
 			}

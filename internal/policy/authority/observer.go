@@ -27,6 +27,8 @@ type Finding struct {
 	Standing Standing
 	Revision int64         // of Silent: what the fence transaction compares
 	Quiet    time.Duration // how long the observer has waited for a sign of life; of Fenced: 0
+	Wait     time.Duration // how long it waits before it takes the host for silent
+	Still    bool          // it has been quiet for so long that its VMs stand still; a planned restart is given its longer lease
 	Alive    bool          // the observer itself has seen a sign of life, so that Up is more than the want of a reason against it
 	Why      string        // of Silent and Blocked, one line for the user
 }
@@ -115,19 +117,20 @@ func (o *Observer) Look(now Moment) []Finding {
 	all := make([]Finding, 0, len(o.seen))
 	quiet, renewing := 0, 0
 	for host, s := range o.seen {
-		f := Finding{Host: host, Standing: Up, Revision: s.renewal.Revision, Quiet: now - s.first, Alive: s.alive}
+		f := Finding{Host: host, Standing: Up, Revision: s.renewal.Revision, Quiet: now - s.first, Wait: o.Settings.SilenceFor(s.renewal.Lease), Alive: s.alive}
+		f.Still = f.Quiet >= o.Settings.Stop+max(0, s.renewal.Lease-o.Settings.Lease) && !s.renewal.Fenced
 		switch {
 		case s.renewal.Fenced:
 			f.Standing, f.Quiet = Fenced, 0
 		case s.dead != "":
 			f.Standing, f.Why = Silent, s.dead
-		case f.Quiet >= o.Settings.SilenceFor(s.renewal.Lease):
+		case f.Quiet >= f.Wait:
 			f.Standing = Silent
 			f.Why = fmt.Sprintf("it was silent for %v, and its watchdog has reset it", f.Quiet.Round(100*time.Millisecond))
 		}
 		if s.renewal.Revision != 0 {
 			renewing++
-			if f.Quiet >= o.Settings.Stop+s.renewal.Lease-o.Settings.Lease && s.dead == "" {
+			if f.Still && s.dead == "" {
 				quiet++
 			}
 		}

@@ -84,7 +84,11 @@ func TestObserver(t *testing.T) {
 		r.Lease = time.Minute
 		w.last["b"], w.mute["b"] = r, true
 		w.Forget("b")
-		want(t, w.pass(63*time.Second), "b", Up, "")
+		f := w.pass(55 * time.Second)
+		if want(t, f, "b", Up, ""); f["b"].Still {
+			t.Error("a planned restart makes it look silent")
+		}
+		want(t, w.pass(8*time.Second), "b", Up, "")
 		want(t, w.pass(time.Second), "b", Silent, "")
 	})
 	t.Run("without a watchdog nobody knows", func(t *testing.T) {
