@@ -86,7 +86,7 @@ func (a *agent) begun(e epochRecord) {
 	h, wd := a.h, a.h.warden
 	fences, until := wd.m.Fences, wd.m.Until
 	a.epoch = e.Epoch
-	if fences != e.Fences && !(defect.Seeded.ResumeLostEpoch() && until != 0) {
+	if fences != e.Fences && (until == 0 || !defect.Seeded.ResumeLostEpoch()) {
 		until = 0
 	}
 	if defect.Seeded.ResumeLostEpoch() && until != 0 {

@@ -11,118 +11,130 @@ type fault struct {
 	name   string
 	weight int
 	lasts  [2]time.Duration
-	begin  func(w *world, h *host) (end func(), ok bool)
+	begin  func(w *world, h *host, lasts time.Duration) (end func(), ok bool)
 }
 
 // The faults, and how long each lasts.
 var faults = []fault{
-	{"is cut off", 12, secs(0.5, 60), func(w *world, h *host) (func(), bool) {
+	{"is cut off", 12, secs(0.5, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, true, true, management, storage), true
 	}},
-	{"is cut off from the others, not from its storage", 12, secs(1, 60), func(w *world, h *host) (func(), bool) {
+	{"is cut off from the others, not from its storage", 12, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, true, true, management), true
 	}},
-	{"is cut off from its storage", 8, secs(1, 60), func(w *world, h *host) (func(), bool) {
+	{"is cut off from its storage", 8, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, true, true, storage), true
 	}},
-	{"sends and hears nothing", 5, secs(1, 60), func(w *world, h *host) (func(), bool) {
+	{"sends and hears nothing", 5, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, false, true, management), true
 	}},
-	{"hears and sends nothing", 5, secs(1, 60), func(w *world, h *host) (func(), bool) {
+	{"hears and sends nothing", 5, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, true, false, management), true
 	}},
-	{"sees only half of the others", 4, secs(1, 60), func(w *world, h *host) (func(), bool) {
+	{"sees only half of the others", 4, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.bridge(h), true
 	}},
-	{"has a link that flaps", 6, secs(5, 40), func(w *world, h *host) (func(), bool) { return w.flap(h), true }},
-	{"has a slow link", 9, secs(2, 60), func(w *world, h *host) (func(), bool) {
+	{"has a link that flaps", 6, secs(5, 40), func(w *world, h *host, _ time.Duration) (func(), bool) { return w.flap(h), true }},
+	{"is cut off for as long as a leader waits, and the leader has a slow link", 8, [2]time.Duration{8200 * time.Millisecond, 9800 * time.Millisecond}, func(w *world, h *host, _ time.Duration) (func(), bool) {
+		l, _ := w.etcd.records.leader.last()
+		if l.by < 0 || l.by == h.i {
+			return nil, false
+		}
+		heal, slow := w.isolate(h, true, true, management), w.hosts[l.by]
+		w.net.lag[slow.node] = w.between(500*time.Millisecond, 1500*time.Millisecond)
+		return func() {
+			heal()
+			w.after(3*time.Second, nil, func() { w.net.lag[slow.node] = 0 })
+		}, true
+	}},
+	{"has a slow link", 9, secs(2, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		w.net.lag[h.node] = w.between(100*time.Millisecond, 5*time.Second)
 		return func() { w.net.lag[h.node] = 0 }, true
 	}},
-	{"loses power", 10, secs(5, 90), func(w *world, h *host) (func(), bool) {
+	{"loses power", 10, secs(5, 90), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		if !h.on {
 			return nil, false
 		}
 		h.crash("its power is cut", 0)
 		return h.boot, true
 	}},
-	{"is reset", 5, secs(0, 0), func(w *world, h *host) (func(), bool) {
+	{"is reset", 5, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		h.crash("somebody has reset it", w.between(5*time.Second, 25*time.Second))
 		return nil, true
 	}},
-	{"stands still", 8, secs(0.2, 40), func(w *world, h *host) (func(), bool) {
-		h.sleep(w.span(0.2, 40))
+	{"stands still", 8, secs(0.2, 40), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		h.sleep(lasts)
 		return nil, true
 	}},
-	{"has its agent killed", 6, secs(0, 0), func(_ *world, h *host) (func(), bool) { return nil, h.killAgent() }},
-	{"has its agent stopped", 8, secs(0.1, 120), func(w *world, h *host) (func(), bool) {
-		return nil, h.stopAgent(w.span(0.1, 120))
+	{"has its agent killed", 6, secs(0, 0), func(_ *world, h *host, _ time.Duration) (func(), bool) { return nil, h.killAgent() }},
+	{"has its agent stopped", 8, secs(0.1, 120), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		return nil, h.stopAgent(lasts)
 	}},
-	{"has its warden killed", 5, secs(0, 0), func(w *world, h *host) (func(), bool) {
+	{"has its warden killed", 5, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return nil, h.killWarden(w.between(100*time.Millisecond, 2*time.Second))
 	}},
-	{"has its warden stopped", 6, secs(0.1, 60), func(w *world, h *host) (func(), bool) {
+	{"has its warden stopped", 6, secs(0.1, 60), func(w *world, h *host, lasts time.Duration) (func(), bool) {
 		if !h.on {
 			return nil, false
 		}
-		h.warden.p.stopped = w.now + w.span(0.1, 60)
+		h.warden.p.stopped = w.now + lasts
 		return nil, true
 	}},
-	{"has its agent restarted in order", 8, secs(0, 0), func(w *world, h *host) (func(), bool) {
-		return nil, h.restartAgent(w.span(0.3, 40))
+	{"has its agent restarted in order", 8, secs(0.3, 40), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		return nil, h.restartAgent(lasts)
 	}},
-	{"has Godwit restarted in order, VMs run on", 5, secs(0, 0), func(w *world, h *host) (func(), bool) {
-		return nil, h.restartAll(w.span(1, 90))
+	{"has Godwit restarted in order, VMs run on", 5, secs(1, 90), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		return nil, h.restartAll(lasts)
 	}},
-	{"has its wall clock set", 4, secs(0, 0), func(w *world, h *host) (func(), bool) {
+	{"has its wall clock set", 4, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		h.clock.wall += w.between(-time.Hour, time.Hour)
 		return nil, true
 	}},
-	{"has a QEMU that cannot be killed", 8, secs(3, 30), func(w *world, h *host) (func(), bool) {
-		return nil, w.someQEMU(h, func(q *qemu) { q.stuck = w.now + w.span(3, 30) })
+	{"has a QEMU that cannot be killed", 8, secs(3, 30), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		return nil, w.someQEMU(h, func(q *qemu) { q.stuck = w.now + lasts })
 	}},
-	{"has a QEMU that does not answer", 8, secs(1, 30), func(w *world, h *host) (func(), bool) {
-		return nil, w.someQEMU(h, func(q *qemu) { q.hung = w.now + w.span(1, 30) })
+	{"has a QEMU that does not answer", 8, secs(1, 30), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		return nil, w.someQEMU(h, func(q *qemu) { q.hung = w.now + lasts })
 	}},
-	{"has a QEMU that crashes", 5, secs(0, 0), func(w *world, h *host) (func(), bool) {
+	{"has a QEMU that crashes", 5, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return nil, w.someQEMU(h, func(q *qemu) { q.vanish() })
 	}},
-	{"has its store killed", 5, secs(1, 30), func(w *world, h *host) (func(), bool) {
+	{"has its store killed", 5, secs(1, 30), func(w *world, h *host, lasts time.Duration) (func(), bool) {
 		if h.store == nil || !h.on {
 			return nil, false
 		}
-		h.store.p.stopped = w.now + w.span(1, 30)
+		h.store.p.stopped = w.now + lasts
 		return nil, true
 	}},
-	{"(its store's disk stalls)", 8, secs(0.5, 30), func(w *world, _ *host) (func(), bool) {
+	{"(its store's disk stalls)", 8, secs(0.5, 30), func(w *world, _ *host, lasts time.Duration) (func(), bool) {
 		m := w.etcd.members[w.rng.IntN(len(w.etcd.members))]
 		if w.etcd.leader >= 0 && w.chance(70) {
 			m = w.etcd.members[w.etcd.leader]
 		}
-		m.stalled = w.now + w.span(0.5, 30)
+		m.stalled = w.now + lasts
 		return nil, true
 	}},
-	{"(the store is full)", 3, secs(3, 40), func(w *world, _ *host) (func(), bool) {
+	{"(the store is full)", 3, secs(3, 40), func(w *world, _ *host, _ time.Duration) (func(), bool) {
 		w.etcd.full = true
 		return func() { w.etcd.full = false }, true
 	}},
-	{"(the store is away)", 4, secs(3, 60), func(w *world, _ *host) (func(), bool) {
-		until := w.now + w.span(3, 60)
+	{"(the store is away)", 4, secs(3, 60), func(w *world, _ *host, lasts time.Duration) (func(), bool) {
+		until := w.now + lasts
 		for _, m := range w.etcd.members {
 			m.p.stopped = max(m.p.stopped, until)
 		}
 		return nil, true
 	}},
-	{"has an etcd lease that is revoked early", 4, secs(0, 0), func(w *world, h *host) (func(), bool) {
+	{"has an etcd lease that is revoked early", 4, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		h.leaseGone = w.now + 3*time.Second
 		return nil, true
 	}},
-	{"(the etcd leader steps down)", 4, secs(0, 0), func(w *world, h *host) (func(), bool) {
+	{"(the etcd leader steps down)", 4, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		w.etcd.leader = -1
 		h.leaseGone = w.now + 3*time.Second
 		return nil, true
 	}},
-	{"has a slow watch", 3, secs(5, 60), func(w *world, h *host) (func(), bool) {
+	{"has a slow watch", 3, secs(5, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		h.watchLag = w.between(time.Second, 10*time.Second)
 		return func() { h.watchLag = 0 }, true
 	}},
@@ -132,15 +144,8 @@ func secs(lo, hi float64) [2]time.Duration {
 	return [2]time.Duration{time.Duration(lo * float64(time.Second)), time.Duration(hi * float64(time.Second))}
 }
 
-// span is a duration that ends with all trouble at the latest.
-func (w *world) span(lo, hi float64) time.Duration {
-	s := secs(lo, hi)
-	return max(0, min(w.between(s[0], s[1]), w.untilTrouble-w.now))
-}
-
 // trouble lets faults begin until a moment, some of them close together.
 func (w *world) trouble(until moment) {
-	w.untilTrouble = until
 	chaos := rand.New(rand.NewPCG(w.seed, 0xfa0175)) // of its own, so that what strikes does not depend on what happens
 	total := 0
 	for _, f := range faults {
@@ -176,7 +181,7 @@ func (w *world) strike(f fault, h *host, until moment) {
 	outside := w.rng
 	w.rng = rand.New(rand.NewPCG(w.seed, uint64(w.strikes)))
 	defer func() { w.rng = outside }()
-	lasts := min(w.between(f.lasts[0], f.lasts[1]), until-w.now)
+	lasts := max(0, min(w.between(f.lasts[0], f.lasts[1]), until-w.now))
 	if f.lasts[1] >= 40*time.Second && w.chance(25) {
 		lasts = min(w.between(6500*time.Millisecond, 11*time.Second), until-w.now) // when leaders make up their mind
 	}
@@ -184,7 +189,7 @@ func (w *world) strike(f fault, h *host, until moment) {
 	w.active++
 	w.activeHost = h.i
 	w.say("fault", "%s %s (fault %d)", h.id, f.name, w.strikes)
-	end, ok := f.begin(w, h)
+	end, ok := f.begin(w, h, lasts)
 	if !ok {
 		w.active--
 		return

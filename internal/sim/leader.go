@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -99,10 +100,10 @@ func (l *leader) keep() {
 		s.records.leader.put(s.records.next(), now)
 		return nil
 	}, func(err error) {
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			l.beat = max(l.beat, sent)
-		case errTerm:
+		case errors.Is(err, errTerm):
 			l.over("another host leads")
 		}
 	})

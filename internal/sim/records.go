@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/defect"
@@ -34,9 +35,9 @@ func (h *history[T]) last() (v T, rev int64) {
 
 // asOf returns the value as of a revision of the store.
 func (h *history[T]) asOf(rev int64) (v T, at int64) {
-	for i := len(h.revs) - 1; i >= 0; i-- {
-		if h.revs[i] <= rev {
-			return h.vals[i], h.revs[i]
+	for i, at := range slices.Backward(h.revs) {
+		if at <= rev {
+			return h.vals[i], at
 		}
 	}
 	return v, 0

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -260,10 +261,10 @@ func (s *source) setHeir() {
 		e.records.run[mv.vm.i].put(e.records.next(), run)
 		return nil
 	}, func(err error) {
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			s.give(handover.SourceEvent{Kind: handover.SourceHeirSet})
-		case errUnknown:
+		case errors.Is(err, errUnknown):
 			w.after(heirRetry, s.a.p, s.setHeir)
 		default:
 			s.give(handover.SourceEvent{Kind: handover.SourceHeirRefused})

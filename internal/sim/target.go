@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -244,10 +245,10 @@ func (t *target) writeOwner() {
 		e.records.run[mv.vm.i].put(e.records.next(), run)
 		return nil
 	}, func(err error) {
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			t.give(handover.TargetEvent{Kind: handover.TargetOwnerWritten}, nil)
-		case errConflict:
+		case errors.Is(err, errConflict):
 			t.give(handover.TargetEvent{Kind: handover.TargetOwnerRefused}, nil)
 		}
 	})

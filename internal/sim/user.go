@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -66,7 +67,7 @@ func (w *world) power(v *vm) {
 	}, func(err error) {
 		l.busy = false
 		switch {
-		case err == errUnknown:
+		case errors.Is(err, errUnknown):
 			return // nobody knows; the user is told just that
 		case err != nil:
 			v.ops = before
