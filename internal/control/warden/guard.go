@@ -115,15 +115,17 @@ func (g *guard) run() {
 			}
 		case w := <-g.words:
 			g.take(w)
-			for range wordsMax { // those that wait already, before the kernel is asked again
-				select {
-				case w := <-g.words:
-					g.take(w)
-					continue
-				default:
-				}
-				break
+		}
+		// Those that wait already come before the kernel is asked again, also when the alarm rang: a warden that stood still finds both, and would
+		// kill VMs whose authority the agent has renewed all the while.
+		for range wordsMax {
+			select {
+			case w := <-g.words:
+				g.take(w)
+				continue
+			default:
 			}
+			break
 		}
 	}
 }
