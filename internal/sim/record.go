@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,7 +111,7 @@ type Record struct {
 	Restarts     int // after a crash with nothing else wrong
 	RestartP99   string
 	BlockSize    int
-	Blocks       []string // a hash of each block's runs
+	Blocks       string // a hash of each block's runs, in hexadecimal, with spaces between them
 }
 
 // NewRecord returns a run as it is kept; commit, command and Go's version are the caller's to fill in.
@@ -128,19 +129,22 @@ func NewRecord(b BlockRun) Record {
 	for _, broken := range b.Broken {
 		r.Broken = append(r.Broken, fmt.Sprintf("seed %d: %s", broken.Seed, broken.Broken))
 	}
+	words := make([]string, 0, len(b.Hashes))
 	for _, h := range b.Hashes {
-		r.Blocks = append(r.Blocks, fmt.Sprintf("%016x", h))
+		words = append(words, fmt.Sprintf("%016x", h))
 	}
+	r.Blocks = strings.Join(words, " ")
 	return r
 }
 
 // Check runs every nth block again, on all processors, and returns how many seeds that were; an error names the first whose hash differs.
 func (r Record) Check(nth int) (seeds int, err error) {
-	if r.BlockSize != blockSize || len(r.Blocks) != int((r.Seeds+blockSize-1)/blockSize) {
-		return 0, fmt.Errorf("it has %d blocks of %d for %d seeds: record it again", len(r.Blocks), r.BlockSize, r.Seeds)
+	blocks := strings.Fields(r.Blocks)
+	if r.BlockSize != blockSize || len(blocks) != int((r.Seeds+blockSize-1)/blockSize) {
+		return 0, fmt.Errorf("it has %d blocks of %d for %d seeds: record it again", len(blocks), r.BlockSize, r.Seeds)
 	}
 	var which []int
-	for i := nth / 2 % len(r.Blocks); i < len(r.Blocks); i += nth {
+	for i := nth / 2 % len(blocks); i < len(blocks); i += nth {
 		which = append(which, i)
 	}
 	wrong := make([]string, len(which))
@@ -150,7 +154,7 @@ func (r Record) Check(nth int) (seeds int, err error) {
 		all.Go(func() {
 			for k := int(next.Add(1)) - 1; k < len(which); k = int(next.Add(1)) - 1 {
 				from := uint64(which[k]) * blockSize
-				if h, _, _ := block(r.First+from, min(blockSize, r.Seeds-from)); fmt.Sprintf("%016x", h) != r.Blocks[which[k]] {
+				if h, _, _ := block(r.First+from, min(blockSize, r.Seeds-from)); fmt.Sprintf("%016x", h) != blocks[which[k]] {
 					wrong[k] = fmt.Sprintf("%016x", h)
 				}
 			}
@@ -160,7 +164,7 @@ func (r Record) Check(nth int) (seeds int, err error) {
 	for k, i := range which {
 		if wrong[k] != "" {
 			return 0, fmt.Errorf("seeds %d to %d gave the hash %s and give %s now: the rules have changed since, so record it again (make sim-record)",
-				r.First+uint64(i)*blockSize, r.First+uint64(i+1)*blockSize-1, r.Blocks[i], wrong[k])
+				r.First+uint64(i)*blockSize, r.First+uint64(i+1)*blockSize-1, blocks[i], wrong[k])
 		}
 		seeds += blockSize
 	}

@@ -84,6 +84,13 @@ func findOne(first, seeds uint64) error {
 const shown = 10
 
 func many(first, seeds uint64, file string) error {
+	var commit string
+	if file != "" {
+		var err error
+		if commit, err = describe(); err != nil { // before the run: the tree may change under it
+			return err
+		}
+	}
 	b := sim.Blocks(first, seeds)
 	for i, r := range b.Broken {
 		if i == shown {
@@ -97,7 +104,7 @@ func many(first, seeds uint64, file string) error {
 		"restart after a crash with nothing else wrong: %s\n", s.Moves, s.Moved, s.Crashes, s.Fences, s.Pauses, s.Kills, spread(s.Restarts))
 	var err error
 	if file != "" {
-		err = write(file, b)
+		err = write(file, commit, b)
 	}
 	if p := percentile(s.Restarts, 99); p > sim.RestartMax {
 		err = errors.Join(err, fmt.Errorf("L1: the 99th percentile of restarts is %v, and %v is promised", p, sim.RestartMax))

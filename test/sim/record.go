@@ -12,14 +12,19 @@ import (
 	"github.com/godwit-vm/godwit/internal/sim"
 )
 
-// write writes a run down.
-func write(file string, b sim.BlockRun) error {
+// describe names the commit that is run.
+func describe() (string, error) {
 	commit, err := exec.CommandContext(context.Background(), "git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").Output()
 	if err != nil {
-		return fmt.Errorf("git describe: %w", err)
+		return "", fmt.Errorf("git describe: %w", err)
 	}
+	return strings.TrimSpace(string(commit)), nil
+}
+
+// write writes a run down.
+func write(file, commit string, b sim.BlockRun) error {
 	r := sim.NewRecord(b)
-	r.Commit, r.Command, r.Go = strings.TrimSpace(string(commit)), "make sim-record", runtime.Version()
+	r.Commit, r.Command, r.Go = commit, "make sim-record", runtime.Version()
 	text, err := json.MarshalIndent(r, "", " ")
 	if err != nil {
 		return err
