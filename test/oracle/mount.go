@@ -3,6 +3,8 @@ package oracle
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -58,7 +60,7 @@ func (o *Oracle) Mount(host, at string) (*Mount, error) {
 		EnableLocks: true, DirectMountStrict: true, DisableXAttrs: true, MaxBackground: 64,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH, // or the kernel would write without us
 	}}
-	server, err := fuse.NewServer(&gate{fs.NewNodeFS(root, options), m}, at, &options.MountOptions)
+	server, err := serve(&gate{fs.NewNodeFS(root, options), m}, at, &options.MountOptions)
 	if err != nil {
 		return nil, fmt.Errorf("mount oracle at %s (needs root and /dev/fuse): %w", at, err)
 	}
@@ -71,6 +73,33 @@ func (o *Oracle) Mount(host, at string) (*Mount, error) {
 	o.mounts = append(o.mounts, m)
 	o.mu.Unlock()
 	return m, nil
+}
+
+// serve mounts without letting a child inherit the file system's own descriptor, as the library would: a QEMU that has it keeps the mount alive when we
+// are dead, and waits in the kernel for its own answer.
+func serve(what fuse.RawFileSystem, at string, o *fuse.MountOptions) (*fuse.Server, error) {
+	syscall.ForkLock.RLock() // no child is made before the descriptor is marked
+	defer syscall.ForkLock.RUnlock()
+	server, err := fuse.NewServer(what, at, o)
+	if err != nil {
+		return nil, err
+	}
+	const mine = "/proc/self/fd"
+	all, err := os.ReadDir(mine)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range all {
+		if to, err := os.Readlink(filepath.Join(mine, e.Name())); err != nil || to != "/dev/fuse" {
+			continue
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return nil, err
+		}
+		syscall.CloseOnExec(fd)
+	}
+	return server, nil
 }
 
 // Set puts the mount into trouble, or out of it. What waits goes on as the new trouble says. When it returns nothing that Gone or Failing is to keep

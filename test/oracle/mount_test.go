@@ -108,6 +108,15 @@ func TestAWriteIsSeenByAllAndInTheLog(t *testing.T) {
 	}
 }
 
+// A child that had it would keep the mount alive after our death, and could answer for it.
+func TestNoChildHasTheMountsOwnDescriptor(t *testing.T) {
+	_, _ = two(t, oracle.Options{})
+	out, err := exec.CommandContext(t.Context(), "ls", "-l", "/proc/self/fd").Output()
+	if err != nil || strings.Contains(string(out), "/dev/fuse") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 func TestFilesBelongToWhoMadeThem(t *testing.T) {
 	_, m := two(t, oracle.Options{})
 	must(t, os.Chmod(m[0].At, 0o777))
