@@ -22,6 +22,8 @@ type kind struct {
 	calm bool
 	// all: it strikes every host, and the given one is only named.
 	all bool
+	// off: the host's machine is off, for certain.
+	off bool
 	// storage: it is the storage that fails, and a VM may need an operator after it.
 	storage bool
 	// lasts is for how long, when nothing is waited for.
@@ -37,7 +39,7 @@ const outage = 14 * time.Second
 
 // kinds are all of them; a run takes its first by its seed, one after the other.
 var kinds = []kind{
-	{name: "power off", moves: true, strike: func(ctx context.Context, w *world, h *lab.Host) (func() error, error) {
+	{name: "power off", off: true, moves: true, strike: func(ctx context.Context, w *world, h *lab.Host) (func() error, error) {
 		return func() error { return w.boot(ctx, h) }, h.PullPlug()
 	}},
 	{name: "cut off", moves: true, strike: cut(true, true)},
@@ -67,7 +69,7 @@ var kinds = []kind{
 	{name: "leader's agent killed", calm: true, lasts: 5 * time.Second, strike: func(_ context.Context, w *world, _ *lab.Host) (func() error, error) {
 		return func() error { return nil }, killLeader(w)
 	}},
-	{name: "power off, and the leader dies at its work", moves: true, strike: func(ctx context.Context, w *world, h *lab.Host) (func() error, error) {
+	{name: "power off, and the leader dies at its work", off: true, moves: true, strike: func(ctx context.Context, w *world, h *lab.Host) (func() error, error) {
 		// The fence comes 8.5 s after the leader has seen the last renewal, and the new owner right after it.
 		at := 7500*time.Millisecond + time.Duration(w.dice.Int64N(int64(2500*time.Millisecond)))
 		if err := h.PullPlug(); err != nil {

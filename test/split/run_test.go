@@ -46,7 +46,8 @@ type struck struct {
 	Migration string  `json:"migration,omitempty"`
 	At        float64 `json:"at"`  // seconds since the oracle began
 	For       float64 `json:"for"` // seconds
-	// Restart is the time from the fault to the first block of the last of the host's VMs on another host, in seconds; 0: none moved.
+	// Restart is the time from the fault, or from the operator's word that the host is dead, to the first block of the last of the host's VMs on
+	// another host, in seconds; 0: none moved.
 	Restart float64 `json:"restart,omitempty"`
 	Moved   int     `json:"moved,omitempty"` // VMs that did
 	// Blocked counts the VMs of the host that were rightly not restarted: nobody could know that it was dead.
@@ -205,7 +206,14 @@ func (w *world) during(ctx context.Context, k kind, h *lab.Host, vms []*vm, begi
 			}
 			s.Blocked = len(vms)
 		}
-		return w.pass(ctx, max(k.lasts, outage)-(w.oracle.Now()-begin))
+		if !alive || !k.off {
+			return w.pass(ctx, max(k.lasts, outage)-(w.oracle.Now()-begin))
+		}
+		w.note("", "an operator has seen that %s is off, and says so", h.Name)
+		if _, err := w.others(h)[0].Godwit(ctx, "host", "confirm-dead", h.Name, "--yes"); err != nil {
+			return err
+		}
+		begin = w.oracle.Now()
 	}
 	for _, v := range vms {
 		e, err := w.until(ctx, begin, fencedMax, func(e oracle.Entry) bool {
