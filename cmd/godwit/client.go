@@ -34,6 +34,7 @@ type client struct {
 	images     godwitv1connect.ImageServiceClient
 	users      godwitv1connect.UserServiceClient
 	fencing    godwitv1connect.FencingServiceClient
+	members    godwitv1connect.MemberServiceClient
 }
 
 func newClient(cmd *cobra.Command) (*client, error) {
@@ -77,6 +78,7 @@ func clientOver(cmd *cobra.Command, web *http.Client, base string) (*client, err
 		images:     godwitv1connect.NewImageServiceClient(web, base, options...),
 		users:      godwitv1connect.NewUserServiceClient(web, base, options...),
 		fencing:    godwitv1connect.NewFencingServiceClient(web, base, options...),
+		members:    godwitv1connect.NewMemberServiceClient(web, base, options...),
 	}, nil
 }
 

@@ -104,9 +104,11 @@ func (c *hostConfig) restore(ctx context.Context, b *store.Backup) (done store.R
 	if ca, _ := pem.Decode([]byte(b.Manifest.CA)); b.Manifest.Cluster != c.Cluster || ca == nil || !bytes.Equal(ca.Bytes, identity.CA()) {
 		return done, "", fault.New(fault.Denied, "the backup is of another cluster (%s, made on %s) than this host (%s)", b.Manifest.Cluster, b.Manifest.Host, c.Cluster)
 	}
-	dir := filepath.Join(c.dir, "store")
-	aside := dir + ".before-" + time.Now().UTC().Format("20060102T150405Z")
-	if err := os.Rename(dir, aside); err == nil {
+	was := c.storeDir()
+	c.Folder, c.MemberID, c.StoreJoin = "", 0, "" // the restored member founds its store
+	dir := c.storeDir()
+	aside := was + ".before-" + time.Now().UTC().Format("20060102T150405Z")
+	if err := os.Rename(was, aside); err == nil {
 		kept = aside
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return done, "", fault.New(fault.Internal, "store: %w", err)
@@ -124,7 +126,7 @@ func (c *hostConfig) restore(ctx context.Context, b *store.Backup) (done store.R
 	if err != nil {
 		if kept != "" {
 			_ = os.RemoveAll(dir)
-			err = errors.Join(err, os.Rename(kept, dir))
+			err = errors.Join(err, os.Rename(kept, was))
 		}
 		return done, "", err
 	}

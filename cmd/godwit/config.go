@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,8 +40,13 @@ type hostConfig struct {
 	Cluster    string           `json:"cluster"`
 	Host       inventory.HostID `json:"host"`
 	Address    string           `json:"address"` // IP that other hosts reach this one at
-	Member     bool             `json:"member"`  // this host runs the store
+	Witness    bool             `json:"witness,omitempty"`
+	Member     bool             `json:"member"` // this host carries a member of the store; the rest of it follows
+	MemberID   uint64           `json:"member_id,omitempty"`
+	Folder     string           `json:"store_folder,omitempty"` // in the data folder; empty: store
+	StoreJoin  string           `json:"store_join,omitempty"`   // what the member starts with; empty: it founded the store
 	Endpoints  []string         `json:"endpoints"`
+	Foreign    bool             `json:"foreign_store,omitempty"` // the store is not Godwit's own
 	Datastores []hostDatastore  `json:"datastores"`
 	Binary     string           `json:"qemu,omitempty"`
 	User       string           `json:"user,omitempty"` // that VMs run as when the agent is root
@@ -64,6 +70,15 @@ func (c *hostConfig) path() string { return filepath.Join(c.dir, "host.json") }
 func (c *hostConfig) pki() string { return filepath.Join(c.dir, "pki") }
 
 func (c *hostConfig) agentAddress() string { return net.JoinHostPort(c.Address, portAgent) }
+
+// storeDir is where the host's member of the store has its files.
+func (c *hostConfig) storeDir() string { return filepath.Join(c.dir, cmp.Or(c.Folder, "store")) }
+
+func (c *hostConfig) storeClient() string { return "https://" + net.JoinHostPort(c.Address, portStore) }
+
+func (c *hostConfig) storePeer() string {
+	return "https://" + net.JoinHostPort(c.Address, portStorePeer)
+}
 
 func (c *hostConfig) trunkAddress() string { return net.JoinHostPort(c.Address, portTrunk) }
 
@@ -97,7 +112,7 @@ func (c *hostConfig) save() error {
 		return err
 	}
 	tmp := c.path() + ".new"
-	if err := os.WriteFile(tmp, append(text, '\n'), 0o600); err != nil {
+	if err := writeSynced(tmp, append(text, '\n')); err != nil {
 		return fault.New(fault.NoResources, "data folder: %w", err)
 	}
 	if err := os.Rename(tmp, c.path()); err != nil {
@@ -106,22 +121,39 @@ func (c *hostConfig) save() error {
 	return nil
 }
 
+// writeSynced writes a file that is on the disk when it returns.
+func writeSynced(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 // hostFlags are what init and join ask about the new host.
 type hostFlags struct {
 	data, name, address, binary, user, cache string
 	datastores                               []string
 }
 
+// register takes the flags of a host.
 func (f *hostFlags) register(cmd *cobra.Command) {
+	f.registerMachine(cmd)
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.datastores, "datastore", nil, "NAME=PATH[,local]: a folder for images; the same on all hosts unless local; repeatable")
+	flags.StringVar(&f.binary, "qemu", "", "QEMU binary; empty: the installed one")
+	flags.StringVar(&f.user, "user", defaultUser, "unprivileged user that VMs run as when godwit is root")
+	flags.StringVar(&f.cache, "probe-cache", defaultCache, "folder for results of probes")
+}
+
+// registerMachine takes those that a witness has too.
+func (f *hostFlags) registerMachine(cmd *cobra.Command) {
 	name, _ := os.Hostname() // without one the flag has to be given
 	flags := cmd.Flags()
 	flags.StringVar(&f.data, "data", defaultData, "data folder of the host")
 	flags.StringVar(&f.name, "name", strings.ToLower(strings.SplitN(name, ".", 2)[0]), "name of the host in the cluster")
 	flags.StringVar(&f.address, "address", "", "IP address at which the other hosts reach this one")
-	flags.StringArrayVar(&f.datastores, "datastore", nil, "NAME=PATH[,local]: a folder for images; the same on all hosts unless local; repeatable")
-	flags.StringVar(&f.binary, "qemu", "", "QEMU binary; empty: the installed one")
-	flags.StringVar(&f.user, "user", defaultUser, "unprivileged user that VMs run as when godwit is root")
-	flags.StringVar(&f.cache, "probe-cache", defaultCache, "folder for results of probes")
 }
 
 // config checks the flags and makes the data folder with the datastores' markers.

@@ -49,6 +49,7 @@ func serve(ctx context.Context, a *agent.Agent, c *hostConfig, r roleRun, identi
 	}
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return a.Run(ctx) })
+	all.Go(func() error { return c.follow(ctx, identity, r, a.Store, r.renewals) })
 	all.Go(func() error {
 		return cluster.Run(ctx, cluster.Config{Host: a.Host(), Epoch: a.Epoch(), Store: a.Store, Loops: leaderLoops(a, c, r), Log: r.log})
 	})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 func newHost() *cobra.Command {
 	cmd := &cobra.Command{Use: "host", Short: "List and inspect the cluster's hosts"}
-	cmd.AddCommand(newHostList(), newHostInfo(), newHostConfirmDead(), newHostRotate())
+	cmd.AddCommand(newHostList(), newHostInfo(), newHostConfirmDead(), newHostRemove(), newHostRotate())
 	return cmd
 }
 
@@ -38,12 +39,23 @@ func newHostList() *cobra.Command {
 				rows = append(rows, []string{
 					h.GetId(), h.GetSpec().GetAddress(), hostState(h), fmt.Sprint(h.GetSpec().GetCpus()), size(h.GetSpec().GetMemory()),
 					size(h.GetStatus().GetMemoryFree()), fmt.Sprint(h.GetStatus().GetVms()),
-					h.GetSpec().GetQemu().GetVersion() + " " + h.GetSpec().GetQemu().GetAccelerator(),
+					partInStore(h), emulator(h.GetSpec()),
 				})
 			}
-			return table(cmd.OutOrStdout(), []string{"NAME", "ADDRESS", "STATE", "CPUS", "MEMORY", "FREE", "VMS", "QEMU"}, rows)
+			return table(cmd.OutOrStdout(), []string{"NAME", "ADDRESS", "STATE", "CPUS", "MEMORY", "FREE", "VMS", "STORE", "QEMU"}, rows)
 		},
 	}
+}
+
+// partInStore says what the host has to do with the cluster's store.
+func partInStore(h *godwitv1.Host) string { return cmp.Or(h.GetStore(), "-") }
+
+// emulator says what runs the host's VMs.
+func emulator(s *godwitv1.HostSpec) string {
+	if s.GetWitness() {
+		return "witness: runs no VMs"
+	}
+	return s.GetQemu().GetVersion() + " " + s.GetQemu().GetAccelerator()
 }
 
 func newHostRotate() *cobra.Command {
@@ -51,8 +63,7 @@ func newHostRotate() *cobra.Command {
 		Use: "rotate-certificate [HOST]", Short: "Give a host a new key and certificate while it runs", Args: cobra.MaximumNArgs(1),
 		Long: `Rotate-certificate gives this host, or the one that is named, a new key and a certificate signed by the
 cluster's CA. New connections show it at once, those that are open go on; nothing is started again. Hosts do it
-by themselves when a third of a certificate's life is left. The old one stays valid until it ends. The host that
-holds the cluster's CA must answer.`,
+by themselves when a third of a certificate's life is left. The old one stays valid until it ends.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := newClient(cmd)
 			if err != nil {

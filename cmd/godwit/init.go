@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -15,11 +14,13 @@ import (
 
 func newInit() *cobra.Command {
 	var f hostFlags
+	var store accessFlags
 	var cluster string
 	cmd := &cobra.Command{
 		Use: "init", Short: "Make this machine the first host of a new cluster", Args: cobra.NoArgs,
-		Long: `Init makes a cluster: its certificate authority, whose key stays on this host, and this host's certificate and
-configuration. "godwit run" then starts the host with the cluster's store.`,
+		Long: `Init makes a cluster: its certificate authority, and this host's certificate and configuration. "godwit run" then
+starts the host with the cluster's store, which grows to three and five members as hosts join. With
+--etcd-endpoints the cluster uses an etcd of your own instead, which init must reach.`,
 		Example: "  godwit init --address 192.0.2.11 --datastore shared=/mnt/vms",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := f.config()
@@ -29,11 +30,22 @@ configuration. "godwit run" then starts the host with the cluster's store.`,
 			if err := inventory.CheckName("cluster", cluster); err != nil {
 				return err
 			}
-			c.Cluster, c.Member = cluster, true
-			c.Endpoints = []string{"https://" + net.JoinHostPort(c.Address, portStore)}
-			if err := c.found(func() error {
-				_, err := peer.Init(c.pki(), cluster, c.Host, []string{c.Address})
+			access, err := store.read()
+			if err != nil {
 				return err
+			}
+			c.Cluster, c.Member, c.Endpoints = cluster, true, []string{c.storeClient()}
+			if access != nil {
+				c.Foreign, c.Member, c.Endpoints = true, false, store.endpoints
+			}
+			if err := c.found(func() error {
+				if _, err := peer.Init(c.pki(), cluster, c.Host, []string{c.Address}); err != nil || access == nil {
+					return err
+				}
+				if err := saveAccess(c.pki(), access); err != nil {
+					return err
+				}
+				return c.claimStore(cmd, access)
 			}); err != nil {
 				return err
 			}
@@ -42,6 +54,7 @@ configuration. "godwit run" then starts the host with the cluster's store.`,
 		},
 	}
 	f.register(cmd)
+	store.register(cmd)
 	cmd.Flags().StringVar(&cluster, "cluster", "godwit", "name of the cluster")
 	return cmd
 }

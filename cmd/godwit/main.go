@@ -124,7 +124,7 @@ QEMU does not answer; 130 canceled.`,
 	root.PersistentFlags().String("request", "", "idempotency key of this call: repeated with it, it is done once; empty: a random one")
 	root.CompletionOptions.DisableDefaultCmd = true // completion is a command of ours
 	root.AddCommand(newHost(), newVM(), newMigration(), newTask(), newEvent(), newNetwork(), newDatastore(), newImage(), newDoctor(),
-		newConfig(), newSupportBundle(), newInit(), newCluster(), newUser(), newLogin(), newLogout(), newWhoAmI(), newToken(), newJoin(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
+		newConfig(), newSupportBundle(), newInit(), newCluster(), newUser(), newLogin(), newLogout(), newWhoAmI(), newToken(), newJoin(), newWitness(), newRun(), newInstall(), newUninstall(), newRole(), newStore(),
 		newVersion(), newCompletion(), newMan())
 	tidyArgs(root)
 	completeNames(root)

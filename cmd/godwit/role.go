@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -69,7 +67,7 @@ func newRole() *cobra.Command {
 					return err
 				}
 				defer release()
-				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{set, cgroup, carriers, line, log}))
+				return fault.Wrap("role", name, run(cmd.Context(), c, roleRun{set: set, cgroup: cgroup, carriers: carriers, line: line, log: log}))
 			},
 		}
 		settingFlags(role, true)
@@ -81,7 +79,12 @@ func newRole() *cobra.Command {
 	}
 	add("store", storeMemory, runStore)
 	add("switch", switchMemory, runSwitch)
-	add("agent", agentMemory, runAgent)
+	add("agent", agentMemory, func(ctx context.Context, c *hostConfig, r roleRun) error {
+		if c.Witness {
+			return runWitness(ctx, c, r)
+		}
+		return runAgent(ctx, c, r)
+	})
 	return cmd
 }
 
@@ -91,6 +94,7 @@ type roleRun struct {
 	cgroup   string   // of VMs
 	carriers carriers // of bridge networks
 	line     *warden.Line
+	renewals *store.Store // of an agent: the connection of its authority
 	log      *slog.Logger
 }
 
@@ -102,43 +106,6 @@ func thrifty(memory int64) {
 	debug.SetMemoryLimit(memory)
 	debug.SetGCPercent(25)
 	time.AfterFunc(settled, debug.FreeOSMemory)
-}
-
-func runStore(ctx context.Context, c *hostConfig, r roleRun) error {
-	r.line.Starting("opens the store in " + c.dir)
-	proofs := make(chan chan struct{})
-	var beat errgroup.Group
-	ctx, end := context.WithCancel(ctx)
-	defer func() { end(); _ = beat.Wait() }() // it returns no error
-	return store.Serve(ctx, store.ServerConfig{
-		Name: string(c.Host), Dir: filepath.Join(c.dir, "store"),
-		ClientURL: "https://" + net.JoinHostPort(c.Address, portStore), PeerURL: "https://" + net.JoinHostPort(c.Address, portStorePeer),
-		CAFile: filepath.Join(c.pki(), peer.CACertificateFile), CertFile: filepath.Join(c.pki(), peer.CertificateFile),
-		KeyFile: filepath.Join(c.pki(), peer.KeyFile), Proofs: proofs, Quota: r.set.StoreQuota,
-		Ready: func(endpoint string) {
-			r.log.LogAttrs(ctx, slog.LevelInfo, "store answers", slog.String("endpoint", endpoint))
-			beat.Go(func() error {
-				r.line.Beat(ctx, func(ctx context.Context) error { return proven(ctx, proofs) })
-				return nil
-			})
-		},
-	})
-}
-
-// proven asks a loop to close a channel.
-func proven(ctx context.Context, loop chan<- chan struct{}) error {
-	done := make(chan struct{})
-	select {
-	case loop <- done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func runSwitch(ctx context.Context, c *hostConfig, r roleRun) error {
@@ -176,11 +143,12 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	if err != nil {
 		return err
 	}
-	claimed, release, err := claim(ctx, c, identity, r)
+	claimed, renewals, release, err := claim(ctx, c, identity, r)
 	if err != nil {
 		return err
 	}
 	defer release()
+	r.renewals = renewals
 	inventory, err := waitForStore(ctx, c, identity, r)
 	if err != nil {
 		return err
@@ -188,13 +156,23 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 	defer func() { _ = inventory.Close() }() // read only from here on
 	conf := agent.Config{
 		Host: c.Host, Identity: identity, Address: c.agentAddress(), Trunk: c.trunkAddress(), Version: version, RunDir: r.set.Run,
-		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Authority: claimed, Endpoints: c.Endpoints, Peers: peer.NewDialer(identity),
+		Cgroup: r.cgroup, CacheDir: r.set.Cache, Binary: r.set.Binary, Store: inventory, Authority: claimed, Peers: peer.NewDialer(identity),
 		Switch: vnet.NewClient(switchSocket(r.set.Run)), Carriers: r.carriers, Starting: r.line.Starting, Watchdog: r.set.Watchdog, WatchdogTimeout: r.set.Authority.Watchdog, Log: r.log, Memory: agentMemory, Data: c.dir,
 	}
 	defer conf.Peers.Close()
 	defer conf.Switch.Close()
 	if conf.CA, err = peer.LoadCA(c.pki()); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
+	}
+	if conf.Secret, err = peer.LoadSecret(c.pki()); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if c.Foreign {
+		if conf.StoreAccess, err = readAccess(c.pki()); err != nil {
+			return err
+		}
+	} else {
+		conf.StoreClient, conf.StorePeer = c.storeClient(), c.storePeer()
 	}
 	if os.Geteuid() == 0 && r.set.User != "" {
 		if conf.User, err = qemu.LookupUser(r.set.User); err != nil {
@@ -218,61 +196,26 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 
 // claim begins the host's epoch and the renewals of its authority, before anything that takes its time, over a connection of their own. release
 // ends both.
-func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (_ *agent.Authority, release func(), err error) {
+func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (_ *agent.Authority, renewals *store.Store, release func(), err error) {
 	conf := agent.AuthorityConfig{Host: c.Host, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log}
 	waiting, done := context.WithCancel(ctx)
 	var standby sync.WaitGroup
 	standby.Go(func() { agent.StandBy(waiting, conf) })
 	defer standby.Wait() // QEMU's monitor serves one at a time
 	defer done()
-	renewals, err := waitForStore(ctx, c, identity, r)
+	renewals, err = waitForStore(ctx, c, identity, r)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	conf.Store = renewals
 	a, err := agent.Claim(ctx, conf)
 	if err != nil {
-		return nil, nil, errors.Join(err, renewals.Close())
+		return nil, nil, nil, errors.Join(err, renewals.Close())
 	}
-	return a, func() {
+	return a, renewals, func() {
 		a.End(ctx)
 		_ = renewals.Close() // nothing is pending
 	}, nil
-}
-
-// waitForStore opens the store, which may be starting too, or be on a host that is.
-func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (*store.Store, error) {
-	for {
-		r.line.Starting("waits for the store at " + strings.Join(c.Endpoints, ", "))
-		s, err := store.Open(ctx, store.Config{Endpoints: c.Endpoints, TLS: identity.StoreTLS()})
-		if err == nil {
-			openFull(ctx, s, r.log)
-		}
-		if err == nil || !fault.Is(err, fault.Unavailable) {
-			if err == nil && c.Member {
-				err = s.InitCluster(ctx, c.Cluster)
-			}
-			return s, err
-		}
-		r.log.LogAttrs(ctx, slog.LevelWarn, "store does not answer yet", slog.Any("err", err))
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
-
-// openFull rescues a store that takes no writes: no agent could start on it, and without an agent nobody leads who would rescue it.
-func openFull(ctx context.Context, s *store.Store, log *slog.Logger) {
-	h, err := s.Health(ctx)
-	if err != nil || !h.NoSpace() {
-		return // what is wrong is said by whoever uses it next
-	}
-	log.LogAttrs(ctx, slog.LevelError, "the store is full and takes no writes: it is rescued", slog.String("full", h.FullText()))
-	if err := s.Rescue(ctx); err != nil {
-		log.LogAttrs(ctx, slog.LevelError, "the store stays full", slog.Any("err", err))
-	}
 }
 
 // waitForSwitch waits until the switch answers.

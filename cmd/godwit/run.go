@@ -60,9 +60,14 @@ counts before it.`,
 			for _, n := range networks {
 				agent.Args = append(agent.Args, "--network", n)
 			}
-			roles := []warden.Role{role("switch"), agent}
-			if c.Member {
-				roles = slices.Insert(roles, 0, role("store"))
+			roles := []warden.Role{agent}
+			if !c.Witness {
+				roles = slices.Insert(roles, 0, role("switch"))
+			}
+			if !c.Foreign {
+				member := role("store")
+				member.Off = !c.Member // the agent says when that changes
+				roles = slices.Insert(roles, 0, member)
 			}
 			return warden.Run(cmd.Context(), warden.Config{
 				Binary: binary, Roles: roles, Front: "agent", RunDir: set.Run, Cgroup: path.Join(vms, string(c.Host)), Authority: authoritySettings(set),

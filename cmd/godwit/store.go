@@ -2,9 +2,6 @@ package main
 
 import (
 	"github.com/spf13/cobra"
-
-	"github.com/godwit-vm/godwit/internal/driver/peer"
-	"github.com/godwit-vm/godwit/internal/driver/store"
 )
 
 func newStore() *cobra.Command {
@@ -17,11 +14,7 @@ func newStore() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			identity, err := peer.Load(c.pki())
-			if err != nil {
-				return err
-			}
-			s, err := store.Open(cmd.Context(), store.Config{Endpoints: c.Endpoints, TLS: identity.StoreTLS()})
+			s, err := c.openStore(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/driver/bundle"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
-	"github.com/godwit-vm/godwit/internal/driver/store"
 )
 
 // commands are programs of the machine whose output helps. One that is not installed is a line in the index.
@@ -231,11 +230,7 @@ func (b *supportBundle) doctor(ctx context.Context, w io.Writer) error {
 
 // records dumps the store, which may be on another host.
 func (b *supportBundle) records(ctx context.Context, w io.Writer) error {
-	identity, err := peer.Load(b.state.pki())
-	if err != nil {
-		return err
-	}
-	s, err := store.Open(ctx, store.Config{Endpoints: b.state.Endpoints, TLS: identity.StoreTLS()})
+	s, err := b.state.openStore(ctx)
 	if err != nil {
 		return err
 	}

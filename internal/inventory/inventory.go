@@ -106,6 +106,9 @@ type HostSpec struct {
 	NetworkAll bool        // user-space switch: every network of that driver can be had
 	Missing    []NetworkMissing
 	UEFI       UEFI // zero: the host has no UEFI firmware
+	Witness    bool // it may carry a member of the store, and nothing else
+	// URLs of the member of the store that the host would carry, as clients and as other members reach it; empty: it cannot carry one.
+	StoreClient, StorePeer string
 }
 
 // UEFI is the UEFI firmware that a host has for its VMs. Its two images are flash chips of the VM, so a running VM can move only to

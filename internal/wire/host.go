@@ -35,6 +35,7 @@ func HostSpec(s inventory.HostSpec) *godwitv1.HostSpec {
 		Networks:   texts(s.Networks),
 		NetworkAll: s.NetworkAll,
 		Uefi:       uefi(s.UEFI),
+		Witness:    s.Witness, StoreClient: s.StoreClient, StorePeer: s.StorePeer,
 		NetworksMissing: each(s.Missing, func(n inventory.NetworkMissing) *godwitv1.NetworkMissing {
 			return &godwitv1.NetworkMissing{Network: string(n.Network), Why: n.Why}
 		}),
@@ -55,6 +56,7 @@ func FromHostSpec(m *godwitv1.HostSpec) inventory.HostSpec {
 		Networks:   ids[inventory.NetworkID](m.GetNetworks()),
 		NetworkAll: m.GetNetworkAll(),
 		UEFI:       fromUEFI(m.GetUefi()),
+		Witness:    m.GetWitness(), StoreClient: m.GetStoreClient(), StorePeer: m.GetStorePeer(),
 		Missing: each(m.GetNetworksMissing(), func(n *godwitv1.NetworkMissing) inventory.NetworkMissing {
 			return inventory.NetworkMissing{Network: inventory.NetworkID(n.GetNetwork()), Why: n.GetWhy()}
 		}),

@@ -139,7 +139,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		if err := h.Join(ctx); err != nil {
 			return nil, err
 		}
-		if err := h.start(); err != nil {
+		if err := h.Start(); err != nil {
 			return nil, err
 		}
 	}
@@ -180,6 +180,37 @@ func (c *Cluster) newHost(i int, subnet string) (*Host, error) {
 	return h, nil
 }
 
+// AddWitness joins one more machine that runs no VMs, running. It answers no command line.
+func (c *Cluster) AddWitness(ctx context.Context) (*Host, error) {
+	at := c.Hosts[0].Address
+	h, err := c.newHost(len(c.Hosts), at[:strings.LastIndex(at, ".")])
+	if err != nil {
+		return nil, err
+	}
+	token, err := c.door().Godwit(ctx, "token", "create")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := h.Godwit(ctx, "witness", strings.TrimSpace(string(token)), "--data", h.Data, "--name", h.Name, "--address", h.Address); err != nil {
+		return nil, err
+	}
+	c.Hosts = append(c.Hosts, h)
+	return h, h.Start()
+}
+
+// door is the first host that runs.
+func (c *Cluster) door() *Host {
+	for _, h := range c.Hosts {
+		h.mu.Lock()
+		runs := h.cmd != nil
+		h.mu.Unlock()
+		if runs {
+			return h
+		}
+	}
+	return c.Hosts[0]
+}
+
 // AddHost joins one more host, running. With datastores, each as --datastore wants it, it has those and not the shared one.
 func (c *Cluster) AddHost(ctx context.Context, datastores ...string) (*Host, error) {
 	at := c.Hosts[0].Address
@@ -213,9 +244,9 @@ func (h *Host) flags() []string {
 	return flags
 }
 
-// Join makes the host a member, by a token of the first host.
+// Join makes the host a member, by a token of the first host that runs.
 func (h *Host) Join(ctx context.Context) error {
-	token, err := h.cluster.Hosts[0].Godwit(ctx, "token", "create")
+	token, err := h.cluster.door().Godwit(ctx, "token", "create")
 	if err != nil {
 		return err
 	}
@@ -225,13 +256,14 @@ func (h *Host) Join(ctx context.Context) error {
 
 // Up starts the host and waits until it answers.
 func (h *Host) Up(ctx context.Context) error {
-	if err := h.start(); err != nil {
+	if err := h.Start(); err != nil {
 		return err
 	}
 	return h.WaitUp(ctx)
 }
 
-func (h *Host) start() error {
+// Start starts the host and does not wait for it.
+func (h *Host) Start() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.cmd != nil {
@@ -330,7 +362,7 @@ func (h *Host) KillWarden() error {
 	<-h.ended
 	h.cmd = nil
 	h.mu.Unlock()
-	return h.start()
+	return h.Start()
 }
 
 // Godwit runs the command line of this host and returns its standard output. Its error carries what it said on standard

@@ -74,7 +74,7 @@ func (x ReleaseResponse_Answer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReleaseResponse_Answer.Descriptor instead.
 func (ReleaseResponse_Answer) EnumDescriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{53, 0}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54, 0}
 }
 
 type DiscardResponse_Answer int32
@@ -126,7 +126,7 @@ func (x DiscardResponse_Answer) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DiscardResponse_Answer.Descriptor instead.
 func (DiscardResponse_Answer) EnumDescriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{55, 0}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{56, 0}
 }
 
 // Fault is the detail of every error: its kind and, for a refusal, all reasons.
@@ -2523,6 +2523,7 @@ type JoinRequest struct {
 	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
 	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`             // PKCS #10, DER; the key never leaves the new host
 	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // for the certificate
+	Witness       bool                   `protobuf:"varint,30,opt,name=witness,proto3" json:"witness,omitempty"`   // it will run no VMs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2585,12 +2586,22 @@ func (x *JoinRequest) GetAddresses() []string {
 	return nil
 }
 
+func (x *JoinRequest) GetWitness() bool {
+	if x != nil {
+		return x.Witness
+	}
+	return false
+}
+
 type JoinResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Cluster        string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Ca             []byte                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`                   // DER
 	Certificate    []byte                 `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"` // DER
 	StoreEndpoints []string               `protobuf:"bytes,4,rep,name=store_endpoints,json=storeEndpoints,proto3" json:"store_endpoints,omitempty"`
+	Secret         []byte                 `protobuf:"bytes,30,opt,name=secret,proto3" json:"secret,omitempty"`                              // of the cluster, which its hosts have in common; a witness gets none
+	Revocations    []byte                 `protobuf:"bytes,31,opt,name=revocations,proto3" json:"revocations,omitempty"`                    // certificates that the CA has taken back, DER
+	StoreAccess    *StoreAccess           `protobuf:"bytes,32,opt,name=store_access,json=storeAccess,proto3" json:"store_access,omitempty"` // to a store that is not Godwit's own
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2653,6 +2664,88 @@ func (x *JoinResponse) GetStoreEndpoints() []string {
 	return nil
 }
 
+func (x *JoinResponse) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetRevocations() []byte {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetStoreAccess() *StoreAccess {
+	if x != nil {
+		return x.StoreAccess
+	}
+	return nil
+}
+
+// StoreAccess are the files, in PEM, with which hosts reach a store that is not Godwit's own.
+type StoreAccess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ca            []byte                 `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreAccess) Reset() {
+	*x = StoreAccess{}
+	mi := &file_godwit_v1_api_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreAccess) ProtoMessage() {}
+
+func (x *StoreAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_godwit_v1_api_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreAccess.ProtoReflect.Descriptor instead.
+func (*StoreAccess) Descriptor() ([]byte, []int) {
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *StoreAccess) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *StoreAccess) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *StoreAccess) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Migration     string                 `protobuf:"bytes,1,opt,name=migration,proto3" json:"migration,omitempty"`
@@ -2666,7 +2759,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[50]
+	mi := &file_godwit_v1_api_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +2771,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[50]
+	mi := &file_godwit_v1_api_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +2784,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{50}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PrepareRequest) GetMigration() string {
@@ -2739,7 +2832,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[51]
+	mi := &file_godwit_v1_api_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +2844,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[51]
+	mi := &file_godwit_v1_api_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +2857,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{51}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PrepareResponse) GetReasons() []string {
@@ -2792,7 +2885,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[52]
+	mi := &file_godwit_v1_api_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2897,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[52]
+	mi := &file_godwit_v1_api_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +2910,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{52}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReleaseRequest) GetMigration() string {
@@ -2852,7 +2945,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[53]
+	mi := &file_godwit_v1_api_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +2957,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[53]
+	mi := &file_godwit_v1_api_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +2970,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{53}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReleaseResponse) GetAnswer() ReleaseResponse_Answer {
@@ -2913,7 +3006,7 @@ type DiscardRequest struct {
 
 func (x *DiscardRequest) Reset() {
 	*x = DiscardRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[54]
+	mi := &file_godwit_v1_api_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3018,7 @@ func (x *DiscardRequest) String() string {
 func (*DiscardRequest) ProtoMessage() {}
 
 func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[54]
+	mi := &file_godwit_v1_api_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3031,7 @@ func (x *DiscardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardRequest.ProtoReflect.Descriptor instead.
 func (*DiscardRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{54}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *DiscardRequest) GetMigration() string {
@@ -2978,7 +3071,7 @@ type DiscardResponse struct {
 
 func (x *DiscardResponse) Reset() {
 	*x = DiscardResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[55]
+	mi := &file_godwit_v1_api_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3083,7 @@ func (x *DiscardResponse) String() string {
 func (*DiscardResponse) ProtoMessage() {}
 
 func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[55]
+	mi := &file_godwit_v1_api_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3096,7 @@ func (x *DiscardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiscardResponse.ProtoReflect.Descriptor instead.
 func (*DiscardResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{55}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DiscardResponse) GetAnswer() DiscardResponse_Answer {
@@ -3028,7 +3121,7 @@ type AdmitMoveRequest struct {
 
 func (x *AdmitMoveRequest) Reset() {
 	*x = AdmitMoveRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	mi := &file_godwit_v1_api_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3133,7 @@ func (x *AdmitMoveRequest) String() string {
 func (*AdmitMoveRequest) ProtoMessage() {}
 
 func (x *AdmitMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[56]
+	mi := &file_godwit_v1_api_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3146,7 @@ func (x *AdmitMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitMoveRequest.ProtoReflect.Descriptor instead.
 func (*AdmitMoveRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{56}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AdmitMoveRequest) GetMove() string {
@@ -3117,7 +3210,7 @@ type MoveFile struct {
 
 func (x *MoveFile) Reset() {
 	*x = MoveFile{}
-	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	mi := &file_godwit_v1_api_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3222,7 @@ func (x *MoveFile) String() string {
 func (*MoveFile) ProtoMessage() {}
 
 func (x *MoveFile) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[57]
+	mi := &file_godwit_v1_api_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3142,7 +3235,7 @@ func (x *MoveFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFile.ProtoReflect.Descriptor instead.
 func (*MoveFile) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{57}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *MoveFile) GetFile() *File {
@@ -3177,7 +3270,7 @@ type AdmitMoveResponse struct {
 
 func (x *AdmitMoveResponse) Reset() {
 	*x = AdmitMoveResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	mi := &file_godwit_v1_api_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3282,7 @@ func (x *AdmitMoveResponse) String() string {
 func (*AdmitMoveResponse) ProtoMessage() {}
 
 func (x *AdmitMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[58]
+	mi := &file_godwit_v1_api_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3295,7 @@ func (x *AdmitMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitMoveResponse.ProtoReflect.Descriptor instead.
 func (*AdmitMoveResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{58}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *AdmitMoveResponse) GetReasons() []string {
@@ -3237,7 +3330,7 @@ type EndMoveRequest struct {
 
 func (x *EndMoveRequest) Reset() {
 	*x = EndMoveRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	mi := &file_godwit_v1_api_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3342,7 @@ func (x *EndMoveRequest) String() string {
 func (*EndMoveRequest) ProtoMessage() {}
 
 func (x *EndMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[59]
+	mi := &file_godwit_v1_api_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3355,7 @@ func (x *EndMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndMoveRequest.ProtoReflect.Descriptor instead.
 func (*EndMoveRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{59}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *EndMoveRequest) GetMove() string {
@@ -3294,7 +3387,7 @@ type EndMoveResponse struct {
 
 func (x *EndMoveResponse) Reset() {
 	*x = EndMoveResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	mi := &file_godwit_v1_api_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3399,7 @@ func (x *EndMoveResponse) String() string {
 func (*EndMoveResponse) ProtoMessage() {}
 
 func (x *EndMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[60]
+	mi := &file_godwit_v1_api_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3412,7 @@ func (x *EndMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndMoveResponse.ProtoReflect.Descriptor instead.
 func (*EndMoveResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{60}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{61}
 }
 
 type CloneVMRequest struct {
@@ -3335,7 +3428,7 @@ type CloneVMRequest struct {
 
 func (x *CloneVMRequest) Reset() {
 	*x = CloneVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[61]
+	mi := &file_godwit_v1_api_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +3440,7 @@ func (x *CloneVMRequest) String() string {
 func (*CloneVMRequest) ProtoMessage() {}
 
 func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[61]
+	mi := &file_godwit_v1_api_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +3453,7 @@ func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMRequest.ProtoReflect.Descriptor instead.
 func (*CloneVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{61}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CloneVMRequest) GetVm() string {
@@ -3407,7 +3500,7 @@ type CloneVMResponse struct {
 
 func (x *CloneVMResponse) Reset() {
 	*x = CloneVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[62]
+	mi := &file_godwit_v1_api_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3512,7 @@ func (x *CloneVMResponse) String() string {
 func (*CloneVMResponse) ProtoMessage() {}
 
 func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[62]
+	mi := &file_godwit_v1_api_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3525,7 @@ func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMResponse.ProtoReflect.Descriptor instead.
 func (*CloneVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{62}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CloneVMResponse) GetVm() *VM {
@@ -3452,7 +3545,7 @@ type SetTemplateRequest struct {
 
 func (x *SetTemplateRequest) Reset() {
 	*x = SetTemplateRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[63]
+	mi := &file_godwit_v1_api_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3464,7 +3557,7 @@ func (x *SetTemplateRequest) String() string {
 func (*SetTemplateRequest) ProtoMessage() {}
 
 func (x *SetTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[63]
+	mi := &file_godwit_v1_api_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3477,7 +3570,7 @@ func (x *SetTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTemplateRequest.ProtoReflect.Descriptor instead.
 func (*SetTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{63}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SetTemplateRequest) GetVm() string {
@@ -3503,7 +3596,7 @@ type SetTemplateResponse struct {
 
 func (x *SetTemplateResponse) Reset() {
 	*x = SetTemplateResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[64]
+	mi := &file_godwit_v1_api_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3608,7 @@ func (x *SetTemplateResponse) String() string {
 func (*SetTemplateResponse) ProtoMessage() {}
 
 func (x *SetTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[64]
+	mi := &file_godwit_v1_api_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3621,7 @@ func (x *SetTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTemplateResponse.ProtoReflect.Descriptor instead.
 func (*SetTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{64}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SetTemplateResponse) GetVm() *VM {
@@ -3549,7 +3642,7 @@ type MoveVMRequest struct {
 
 func (x *MoveVMRequest) Reset() {
 	*x = MoveVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[65]
+	mi := &file_godwit_v1_api_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3561,7 +3654,7 @@ func (x *MoveVMRequest) String() string {
 func (*MoveVMRequest) ProtoMessage() {}
 
 func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[65]
+	mi := &file_godwit_v1_api_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3574,7 +3667,7 @@ func (x *MoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVMRequest.ProtoReflect.Descriptor instead.
 func (*MoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{65}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MoveVMRequest) GetVm() string {
@@ -3607,7 +3700,7 @@ type MoveVMResponse struct {
 
 func (x *MoveVMResponse) Reset() {
 	*x = MoveVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[66]
+	mi := &file_godwit_v1_api_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3619,7 +3712,7 @@ func (x *MoveVMResponse) String() string {
 func (*MoveVMResponse) ProtoMessage() {}
 
 func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[66]
+	mi := &file_godwit_v1_api_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3632,7 +3725,7 @@ func (x *MoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveVMResponse.ProtoReflect.Descriptor instead.
 func (*MoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{66}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *MoveVMResponse) GetVm() *VM {
@@ -3654,7 +3747,7 @@ type SetVMRequest struct {
 
 func (x *SetVMRequest) Reset() {
 	*x = SetVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	mi := &file_godwit_v1_api_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3666,7 +3759,7 @@ func (x *SetVMRequest) String() string {
 func (*SetVMRequest) ProtoMessage() {}
 
 func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[67]
+	mi := &file_godwit_v1_api_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3679,7 +3772,7 @@ func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
 func (*SetVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{67}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SetVMRequest) GetVm() string {
@@ -3719,7 +3812,7 @@ type SetVMResponse struct {
 
 func (x *SetVMResponse) Reset() {
 	*x = SetVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	mi := &file_godwit_v1_api_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +3824,7 @@ func (x *SetVMResponse) String() string {
 func (*SetVMResponse) ProtoMessage() {}
 
 func (x *SetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[68]
+	mi := &file_godwit_v1_api_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +3837,7 @@ func (x *SetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMResponse.ProtoReflect.Descriptor instead.
 func (*SetVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{68}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SetVMResponse) GetVm() *VM {
@@ -3764,7 +3857,7 @@ type AddDiskRequest struct {
 
 func (x *AddDiskRequest) Reset() {
 	*x = AddDiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[69]
+	mi := &file_godwit_v1_api_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +3869,7 @@ func (x *AddDiskRequest) String() string {
 func (*AddDiskRequest) ProtoMessage() {}
 
 func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[69]
+	mi := &file_godwit_v1_api_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +3882,7 @@ func (x *AddDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDiskRequest.ProtoReflect.Descriptor instead.
 func (*AddDiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{69}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *AddDiskRequest) GetVm() string {
@@ -3815,7 +3908,7 @@ type AddDiskResponse struct {
 
 func (x *AddDiskResponse) Reset() {
 	*x = AddDiskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[70]
+	mi := &file_godwit_v1_api_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3827,7 +3920,7 @@ func (x *AddDiskResponse) String() string {
 func (*AddDiskResponse) ProtoMessage() {}
 
 func (x *AddDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[70]
+	mi := &file_godwit_v1_api_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +3933,7 @@ func (x *AddDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddDiskResponse.ProtoReflect.Descriptor instead.
 func (*AddDiskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{70}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *AddDiskResponse) GetVm() *VM {
@@ -3861,7 +3954,7 @@ type RemoveDiskRequest struct {
 
 func (x *RemoveDiskRequest) Reset() {
 	*x = RemoveDiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[71]
+	mi := &file_godwit_v1_api_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +3966,7 @@ func (x *RemoveDiskRequest) String() string {
 func (*RemoveDiskRequest) ProtoMessage() {}
 
 func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[71]
+	mi := &file_godwit_v1_api_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +3979,7 @@ func (x *RemoveDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDiskRequest.ProtoReflect.Descriptor instead.
 func (*RemoveDiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{71}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveDiskRequest) GetVm() string {
@@ -3919,7 +4012,7 @@ type RemoveDiskResponse struct {
 
 func (x *RemoveDiskResponse) Reset() {
 	*x = RemoveDiskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[72]
+	mi := &file_godwit_v1_api_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3931,7 +4024,7 @@ func (x *RemoveDiskResponse) String() string {
 func (*RemoveDiskResponse) ProtoMessage() {}
 
 func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[72]
+	mi := &file_godwit_v1_api_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3944,7 +4037,7 @@ func (x *RemoveDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveDiskResponse.ProtoReflect.Descriptor instead.
 func (*RemoveDiskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{72}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RemoveDiskResponse) GetVm() *VM {
@@ -3965,7 +4058,7 @@ type GrowDiskRequest struct {
 
 func (x *GrowDiskRequest) Reset() {
 	*x = GrowDiskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[73]
+	mi := &file_godwit_v1_api_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4070,7 @@ func (x *GrowDiskRequest) String() string {
 func (*GrowDiskRequest) ProtoMessage() {}
 
 func (x *GrowDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[73]
+	mi := &file_godwit_v1_api_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4083,7 @@ func (x *GrowDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowDiskRequest.ProtoReflect.Descriptor instead.
 func (*GrowDiskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{73}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GrowDiskRequest) GetVm() string {
@@ -4023,7 +4116,7 @@ type GrowDiskResponse struct {
 
 func (x *GrowDiskResponse) Reset() {
 	*x = GrowDiskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[74]
+	mi := &file_godwit_v1_api_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4035,7 +4128,7 @@ func (x *GrowDiskResponse) String() string {
 func (*GrowDiskResponse) ProtoMessage() {}
 
 func (x *GrowDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[74]
+	mi := &file_godwit_v1_api_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4048,7 +4141,7 @@ func (x *GrowDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowDiskResponse.ProtoReflect.Descriptor instead.
 func (*GrowDiskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{74}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *GrowDiskResponse) GetVm() *VM {
@@ -4068,7 +4161,7 @@ type AddNICRequest struct {
 
 func (x *AddNICRequest) Reset() {
 	*x = AddNICRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[75]
+	mi := &file_godwit_v1_api_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4080,7 +4173,7 @@ func (x *AddNICRequest) String() string {
 func (*AddNICRequest) ProtoMessage() {}
 
 func (x *AddNICRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[75]
+	mi := &file_godwit_v1_api_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4093,7 +4186,7 @@ func (x *AddNICRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNICRequest.ProtoReflect.Descriptor instead.
 func (*AddNICRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{75}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *AddNICRequest) GetVm() string {
@@ -4119,7 +4212,7 @@ type AddNICResponse struct {
 
 func (x *AddNICResponse) Reset() {
 	*x = AddNICResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[76]
+	mi := &file_godwit_v1_api_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4131,7 +4224,7 @@ func (x *AddNICResponse) String() string {
 func (*AddNICResponse) ProtoMessage() {}
 
 func (x *AddNICResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[76]
+	mi := &file_godwit_v1_api_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4144,7 +4237,7 @@ func (x *AddNICResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNICResponse.ProtoReflect.Descriptor instead.
 func (*AddNICResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{76}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *AddNICResponse) GetVm() *VM {
@@ -4164,7 +4257,7 @@ type RemoveNICRequest struct {
 
 func (x *RemoveNICRequest) Reset() {
 	*x = RemoveNICRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[77]
+	mi := &file_godwit_v1_api_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4176,7 +4269,7 @@ func (x *RemoveNICRequest) String() string {
 func (*RemoveNICRequest) ProtoMessage() {}
 
 func (x *RemoveNICRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[77]
+	mi := &file_godwit_v1_api_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4189,7 +4282,7 @@ func (x *RemoveNICRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNICRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNICRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{77}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RemoveNICRequest) GetVm() string {
@@ -4215,7 +4308,7 @@ type RemoveNICResponse struct {
 
 func (x *RemoveNICResponse) Reset() {
 	*x = RemoveNICResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[78]
+	mi := &file_godwit_v1_api_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4227,7 +4320,7 @@ func (x *RemoveNICResponse) String() string {
 func (*RemoveNICResponse) ProtoMessage() {}
 
 func (x *RemoveNICResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[78]
+	mi := &file_godwit_v1_api_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4240,7 +4333,7 @@ func (x *RemoveNICResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNICResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNICResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{78}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RemoveNICResponse) GetVm() *VM {
@@ -4259,7 +4352,7 @@ type ScreenshotVMRequest struct {
 
 func (x *ScreenshotVMRequest) Reset() {
 	*x = ScreenshotVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[79]
+	mi := &file_godwit_v1_api_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4271,7 +4364,7 @@ func (x *ScreenshotVMRequest) String() string {
 func (*ScreenshotVMRequest) ProtoMessage() {}
 
 func (x *ScreenshotVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[79]
+	mi := &file_godwit_v1_api_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4284,7 +4377,7 @@ func (x *ScreenshotVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotVMRequest.ProtoReflect.Descriptor instead.
 func (*ScreenshotVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{79}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ScreenshotVMRequest) GetVm() string {
@@ -4303,7 +4396,7 @@ type ScreenshotVMResponse struct {
 
 func (x *ScreenshotVMResponse) Reset() {
 	*x = ScreenshotVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[80]
+	mi := &file_godwit_v1_api_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4408,7 @@ func (x *ScreenshotVMResponse) String() string {
 func (*ScreenshotVMResponse) ProtoMessage() {}
 
 func (x *ScreenshotVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[80]
+	mi := &file_godwit_v1_api_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4421,7 @@ func (x *ScreenshotVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScreenshotVMResponse.ProtoReflect.Descriptor instead.
 func (*ScreenshotVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{80}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ScreenshotVMResponse) GetPng() []byte {
@@ -4348,7 +4441,7 @@ type DisplayVMRequest struct {
 
 func (x *DisplayVMRequest) Reset() {
 	*x = DisplayVMRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[81]
+	mi := &file_godwit_v1_api_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4360,7 +4453,7 @@ func (x *DisplayVMRequest) String() string {
 func (*DisplayVMRequest) ProtoMessage() {}
 
 func (x *DisplayVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[81]
+	mi := &file_godwit_v1_api_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4373,7 +4466,7 @@ func (x *DisplayVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayVMRequest.ProtoReflect.Descriptor instead.
 func (*DisplayVMRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{81}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DisplayVMRequest) GetVm() string {
@@ -4399,7 +4492,7 @@ type DisplayVMResponse struct {
 
 func (x *DisplayVMResponse) Reset() {
 	*x = DisplayVMResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[82]
+	mi := &file_godwit_v1_api_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4411,7 +4504,7 @@ func (x *DisplayVMResponse) String() string {
 func (*DisplayVMResponse) ProtoMessage() {}
 
 func (x *DisplayVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[82]
+	mi := &file_godwit_v1_api_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4424,7 +4517,7 @@ func (x *DisplayVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisplayVMResponse.ProtoReflect.Descriptor instead.
 func (*DisplayVMResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{82}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *DisplayVMResponse) GetOutput() []byte {
@@ -4443,7 +4536,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[83]
+	mi := &file_godwit_v1_api_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4455,7 +4548,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[83]
+	mi := &file_godwit_v1_api_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4468,7 +4561,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{83}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListImagesRequest) GetDatastore() string {
@@ -4487,7 +4580,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[84]
+	mi := &file_godwit_v1_api_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4499,7 +4592,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[84]
+	mi := &file_godwit_v1_api_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4512,7 +4605,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{84}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -4531,7 +4624,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[85]
+	mi := &file_godwit_v1_api_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4543,7 +4636,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[85]
+	mi := &file_godwit_v1_api_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4556,7 +4649,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{85}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *GetImageRequest) GetFile() *File {
@@ -4575,7 +4668,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[86]
+	mi := &file_godwit_v1_api_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4587,7 +4680,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[86]
+	mi := &file_godwit_v1_api_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4600,7 +4693,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{86}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -4621,7 +4714,7 @@ type CreateImageRequest struct {
 
 func (x *CreateImageRequest) Reset() {
 	*x = CreateImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[87]
+	mi := &file_godwit_v1_api_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4633,7 +4726,7 @@ func (x *CreateImageRequest) String() string {
 func (*CreateImageRequest) ProtoMessage() {}
 
 func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[87]
+	mi := &file_godwit_v1_api_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4646,7 +4739,7 @@ func (x *CreateImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageRequest.ProtoReflect.Descriptor instead.
 func (*CreateImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{87}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CreateImageRequest) GetFile() *File {
@@ -4679,7 +4772,7 @@ type CreateImageResponse struct {
 
 func (x *CreateImageResponse) Reset() {
 	*x = CreateImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[88]
+	mi := &file_godwit_v1_api_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4691,7 +4784,7 @@ func (x *CreateImageResponse) String() string {
 func (*CreateImageResponse) ProtoMessage() {}
 
 func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[88]
+	mi := &file_godwit_v1_api_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4704,7 +4797,7 @@ func (x *CreateImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateImageResponse.ProtoReflect.Descriptor instead.
 func (*CreateImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{88}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CreateImageResponse) GetImage() *Image {
@@ -4727,7 +4820,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[89]
+	mi := &file_godwit_v1_api_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4739,7 +4832,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[89]
+	mi := &file_godwit_v1_api_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4752,7 +4845,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{89}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ImportImageRequest) GetFile() *File {
@@ -4799,7 +4892,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[90]
+	mi := &file_godwit_v1_api_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4811,7 +4904,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[90]
+	mi := &file_godwit_v1_api_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4824,7 +4917,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{90}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ImportImageResponse) GetImage() *Image {
@@ -4846,7 +4939,7 @@ type CloneImageRequest struct {
 
 func (x *CloneImageRequest) Reset() {
 	*x = CloneImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[91]
+	mi := &file_godwit_v1_api_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4858,7 +4951,7 @@ func (x *CloneImageRequest) String() string {
 func (*CloneImageRequest) ProtoMessage() {}
 
 func (x *CloneImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[91]
+	mi := &file_godwit_v1_api_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4871,7 +4964,7 @@ func (x *CloneImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneImageRequest.ProtoReflect.Descriptor instead.
 func (*CloneImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{91}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *CloneImageRequest) GetFile() *File {
@@ -4911,7 +5004,7 @@ type CloneImageResponse struct {
 
 func (x *CloneImageResponse) Reset() {
 	*x = CloneImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[92]
+	mi := &file_godwit_v1_api_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4923,7 +5016,7 @@ func (x *CloneImageResponse) String() string {
 func (*CloneImageResponse) ProtoMessage() {}
 
 func (x *CloneImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[92]
+	mi := &file_godwit_v1_api_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4936,7 +5029,7 @@ func (x *CloneImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneImageResponse.ProtoReflect.Descriptor instead.
 func (*CloneImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{92}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *CloneImageResponse) GetImage() *Image {
@@ -4956,7 +5049,7 @@ type GrowImageRequest struct {
 
 func (x *GrowImageRequest) Reset() {
 	*x = GrowImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[93]
+	mi := &file_godwit_v1_api_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4968,7 +5061,7 @@ func (x *GrowImageRequest) String() string {
 func (*GrowImageRequest) ProtoMessage() {}
 
 func (x *GrowImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[93]
+	mi := &file_godwit_v1_api_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4981,7 +5074,7 @@ func (x *GrowImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowImageRequest.ProtoReflect.Descriptor instead.
 func (*GrowImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{93}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GrowImageRequest) GetFile() *File {
@@ -5007,7 +5100,7 @@ type GrowImageResponse struct {
 
 func (x *GrowImageResponse) Reset() {
 	*x = GrowImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[94]
+	mi := &file_godwit_v1_api_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5019,7 +5112,7 @@ func (x *GrowImageResponse) String() string {
 func (*GrowImageResponse) ProtoMessage() {}
 
 func (x *GrowImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[94]
+	mi := &file_godwit_v1_api_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5032,7 +5125,7 @@ func (x *GrowImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowImageResponse.ProtoReflect.Descriptor instead.
 func (*GrowImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{94}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GrowImageResponse) GetImage() *Image {
@@ -5051,7 +5144,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[95]
+	mi := &file_godwit_v1_api_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5063,7 +5156,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[95]
+	mi := &file_godwit_v1_api_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5076,7 +5169,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{95}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *DeleteImageRequest) GetFile() *File {
@@ -5094,7 +5187,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[96]
+	mi := &file_godwit_v1_api_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5106,7 +5199,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[96]
+	mi := &file_godwit_v1_api_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5119,7 +5212,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{96}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{97}
 }
 
 type ListTasksRequest struct {
@@ -5134,7 +5227,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[97]
+	mi := &file_godwit_v1_api_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5146,7 +5239,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[97]
+	mi := &file_godwit_v1_api_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5159,7 +5252,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{97}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListTasksRequest) GetActive() bool {
@@ -5199,7 +5292,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[98]
+	mi := &file_godwit_v1_api_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5211,7 +5304,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[98]
+	mi := &file_godwit_v1_api_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5224,7 +5317,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{98}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -5243,7 +5336,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[99]
+	mi := &file_godwit_v1_api_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5255,7 +5348,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[99]
+	mi := &file_godwit_v1_api_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5268,7 +5361,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{99}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *GetTaskRequest) GetTask() string {
@@ -5287,7 +5380,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[100]
+	mi := &file_godwit_v1_api_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5299,7 +5392,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[100]
+	mi := &file_godwit_v1_api_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5312,7 +5405,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{100}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *GetTaskResponse) GetTask() *Task {
@@ -5331,7 +5424,7 @@ type WatchTaskRequest struct {
 
 func (x *WatchTaskRequest) Reset() {
 	*x = WatchTaskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[101]
+	mi := &file_godwit_v1_api_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5343,7 +5436,7 @@ func (x *WatchTaskRequest) String() string {
 func (*WatchTaskRequest) ProtoMessage() {}
 
 func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[101]
+	mi := &file_godwit_v1_api_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5356,7 +5449,7 @@ func (x *WatchTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTaskRequest.ProtoReflect.Descriptor instead.
 func (*WatchTaskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{101}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *WatchTaskRequest) GetTask() string {
@@ -5375,7 +5468,7 @@ type WatchTaskResponse struct {
 
 func (x *WatchTaskResponse) Reset() {
 	*x = WatchTaskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[102]
+	mi := &file_godwit_v1_api_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5387,7 +5480,7 @@ func (x *WatchTaskResponse) String() string {
 func (*WatchTaskResponse) ProtoMessage() {}
 
 func (x *WatchTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[102]
+	mi := &file_godwit_v1_api_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5400,7 +5493,7 @@ func (x *WatchTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTaskResponse.ProtoReflect.Descriptor instead.
 func (*WatchTaskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{102}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *WatchTaskResponse) GetTask() *Task {
@@ -5419,7 +5512,7 @@ type CancelTaskRequest struct {
 
 func (x *CancelTaskRequest) Reset() {
 	*x = CancelTaskRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[103]
+	mi := &file_godwit_v1_api_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5524,7 @@ func (x *CancelTaskRequest) String() string {
 func (*CancelTaskRequest) ProtoMessage() {}
 
 func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[103]
+	mi := &file_godwit_v1_api_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5537,7 @@ func (x *CancelTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelTaskRequest.ProtoReflect.Descriptor instead.
 func (*CancelTaskRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{103}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *CancelTaskRequest) GetTask() string {
@@ -5463,7 +5556,7 @@ type CancelTaskResponse struct {
 
 func (x *CancelTaskResponse) Reset() {
 	*x = CancelTaskResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[104]
+	mi := &file_godwit_v1_api_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5475,7 +5568,7 @@ func (x *CancelTaskResponse) String() string {
 func (*CancelTaskResponse) ProtoMessage() {}
 
 func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[104]
+	mi := &file_godwit_v1_api_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5488,7 +5581,7 @@ func (x *CancelTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelTaskResponse.ProtoReflect.Descriptor instead.
 func (*CancelTaskResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{104}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *CancelTaskResponse) GetTask() *Task {
@@ -5511,7 +5604,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_godwit_v1_api_proto_msgTypes[105]
+	mi := &file_godwit_v1_api_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5523,7 +5616,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[105]
+	mi := &file_godwit_v1_api_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5536,7 +5629,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{105}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListEventsRequest) GetFollow() bool {
@@ -5583,7 +5676,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_godwit_v1_api_proto_msgTypes[106]
+	mi := &file_godwit_v1_api_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5595,7 +5688,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_godwit_v1_api_proto_msgTypes[106]
+	mi := &file_godwit_v1_api_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5608,7 +5701,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_godwit_v1_api_proto_rawDescGZIP(), []int{106}
+	return file_godwit_v1_api_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListEventsResponse) GetEvent() *Event {
@@ -5756,17 +5849,25 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x16CancelMigrationRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\"M\n" +
 	"\x17CancelMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"g\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\x81\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x1c\n" +
-	"\taddresses\x18\x04 \x03(\tR\taddresses\"\x83\x01\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x18\n" +
+	"\awitness\x18\x1e \x01(\bR\awitness\"\xf8\x01\n" +
 	"\fJoinResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x0e\n" +
 	"\x02ca\x18\x02 \x01(\fR\x02ca\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\fR\vcertificate\x12'\n" +
-	"\x0fstore_endpoints\x18\x04 \x03(\tR\x0estoreEndpoints\"\xa1\x01\n" +
+	"\x0fstore_endpoints\x18\x04 \x03(\tR\x0estoreEndpoints\x12\x16\n" +
+	"\x06secret\x18\x1e \x01(\fR\x06secret\x12 \n" +
+	"\vrevocations\x18\x1f \x01(\fR\vrevocations\x129\n" +
+	"\fstore_access\x18  \x01(\v2\x16.godwit.v1.StoreAccessR\vstoreAccess\"Q\n" +
+	"\vStoreAccess\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\fR\x02ca\x12 \n" +
+	"\vcertificate\x18\x02 \x01(\fR\vcertificate\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\"\xa1\x01\n" +
 	"\x0ePrepareRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12\x1d\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.godwit.v1.VMR\x02vm\x12\x16\n" +
@@ -6028,7 +6129,7 @@ func file_godwit_v1_api_proto_rawDescGZIP() []byte {
 }
 
 var file_godwit_v1_api_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 107)
+var file_godwit_v1_api_proto_msgTypes = make([]protoimpl.MessageInfo, 108)
 var file_godwit_v1_api_proto_goTypes = []any{
 	(ReleaseResponse_Answer)(0),     // 0: godwit.v1.ReleaseResponse.Answer
 	(DiscardResponse_Answer)(0),     // 1: godwit.v1.DiscardResponse.Answer
@@ -6082,246 +6183,248 @@ var file_godwit_v1_api_proto_goTypes = []any{
 	(*CancelMigrationResponse)(nil), // 49: godwit.v1.CancelMigrationResponse
 	(*JoinRequest)(nil),             // 50: godwit.v1.JoinRequest
 	(*JoinResponse)(nil),            // 51: godwit.v1.JoinResponse
-	(*PrepareRequest)(nil),          // 52: godwit.v1.PrepareRequest
-	(*PrepareResponse)(nil),         // 53: godwit.v1.PrepareResponse
-	(*ReleaseRequest)(nil),          // 54: godwit.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),         // 55: godwit.v1.ReleaseResponse
-	(*DiscardRequest)(nil),          // 56: godwit.v1.DiscardRequest
-	(*DiscardResponse)(nil),         // 57: godwit.v1.DiscardResponse
-	(*AdmitMoveRequest)(nil),        // 58: godwit.v1.AdmitMoveRequest
-	(*MoveFile)(nil),                // 59: godwit.v1.MoveFile
-	(*AdmitMoveResponse)(nil),       // 60: godwit.v1.AdmitMoveResponse
-	(*EndMoveRequest)(nil),          // 61: godwit.v1.EndMoveRequest
-	(*EndMoveResponse)(nil),         // 62: godwit.v1.EndMoveResponse
-	(*CloneVMRequest)(nil),          // 63: godwit.v1.CloneVMRequest
-	(*CloneVMResponse)(nil),         // 64: godwit.v1.CloneVMResponse
-	(*SetTemplateRequest)(nil),      // 65: godwit.v1.SetTemplateRequest
-	(*SetTemplateResponse)(nil),     // 66: godwit.v1.SetTemplateResponse
-	(*MoveVMRequest)(nil),           // 67: godwit.v1.MoveVMRequest
-	(*MoveVMResponse)(nil),          // 68: godwit.v1.MoveVMResponse
-	(*SetVMRequest)(nil),            // 69: godwit.v1.SetVMRequest
-	(*SetVMResponse)(nil),           // 70: godwit.v1.SetVMResponse
-	(*AddDiskRequest)(nil),          // 71: godwit.v1.AddDiskRequest
-	(*AddDiskResponse)(nil),         // 72: godwit.v1.AddDiskResponse
-	(*RemoveDiskRequest)(nil),       // 73: godwit.v1.RemoveDiskRequest
-	(*RemoveDiskResponse)(nil),      // 74: godwit.v1.RemoveDiskResponse
-	(*GrowDiskRequest)(nil),         // 75: godwit.v1.GrowDiskRequest
-	(*GrowDiskResponse)(nil),        // 76: godwit.v1.GrowDiskResponse
-	(*AddNICRequest)(nil),           // 77: godwit.v1.AddNICRequest
-	(*AddNICResponse)(nil),          // 78: godwit.v1.AddNICResponse
-	(*RemoveNICRequest)(nil),        // 79: godwit.v1.RemoveNICRequest
-	(*RemoveNICResponse)(nil),       // 80: godwit.v1.RemoveNICResponse
-	(*ScreenshotVMRequest)(nil),     // 81: godwit.v1.ScreenshotVMRequest
-	(*ScreenshotVMResponse)(nil),    // 82: godwit.v1.ScreenshotVMResponse
-	(*DisplayVMRequest)(nil),        // 83: godwit.v1.DisplayVMRequest
-	(*DisplayVMResponse)(nil),       // 84: godwit.v1.DisplayVMResponse
-	(*ListImagesRequest)(nil),       // 85: godwit.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 86: godwit.v1.ListImagesResponse
-	(*GetImageRequest)(nil),         // 87: godwit.v1.GetImageRequest
-	(*GetImageResponse)(nil),        // 88: godwit.v1.GetImageResponse
-	(*CreateImageRequest)(nil),      // 89: godwit.v1.CreateImageRequest
-	(*CreateImageResponse)(nil),     // 90: godwit.v1.CreateImageResponse
-	(*ImportImageRequest)(nil),      // 91: godwit.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),     // 92: godwit.v1.ImportImageResponse
-	(*CloneImageRequest)(nil),       // 93: godwit.v1.CloneImageRequest
-	(*CloneImageResponse)(nil),      // 94: godwit.v1.CloneImageResponse
-	(*GrowImageRequest)(nil),        // 95: godwit.v1.GrowImageRequest
-	(*GrowImageResponse)(nil),       // 96: godwit.v1.GrowImageResponse
-	(*DeleteImageRequest)(nil),      // 97: godwit.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),     // 98: godwit.v1.DeleteImageResponse
-	(*ListTasksRequest)(nil),        // 99: godwit.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),       // 100: godwit.v1.ListTasksResponse
-	(*GetTaskRequest)(nil),          // 101: godwit.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),         // 102: godwit.v1.GetTaskResponse
-	(*WatchTaskRequest)(nil),        // 103: godwit.v1.WatchTaskRequest
-	(*WatchTaskResponse)(nil),       // 104: godwit.v1.WatchTaskResponse
-	(*CancelTaskRequest)(nil),       // 105: godwit.v1.CancelTaskRequest
-	(*CancelTaskResponse)(nil),      // 106: godwit.v1.CancelTaskResponse
-	(*ListEventsRequest)(nil),       // 107: godwit.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),      // 108: godwit.v1.ListEventsResponse
-	(*Host)(nil),                    // 109: godwit.v1.Host
-	(*durationpb.Duration)(nil),     // 110: google.protobuf.Duration
-	(*NetworkSpec)(nil),             // 111: godwit.v1.NetworkSpec
-	(*Network)(nil),                 // 112: godwit.v1.Network
-	(*Boot)(nil),                    // 113: godwit.v1.Boot
-	(*VM)(nil),                      // 114: godwit.v1.VM
-	(*Migration)(nil),               // 115: godwit.v1.Migration
-	(*File)(nil),                    // 116: godwit.v1.File
-	(*Image)(nil),                   // 117: godwit.v1.Image
-	(*Task)(nil),                    // 118: godwit.v1.Task
-	(*Event)(nil),                   // 119: godwit.v1.Event
+	(*StoreAccess)(nil),             // 52: godwit.v1.StoreAccess
+	(*PrepareRequest)(nil),          // 53: godwit.v1.PrepareRequest
+	(*PrepareResponse)(nil),         // 54: godwit.v1.PrepareResponse
+	(*ReleaseRequest)(nil),          // 55: godwit.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),         // 56: godwit.v1.ReleaseResponse
+	(*DiscardRequest)(nil),          // 57: godwit.v1.DiscardRequest
+	(*DiscardResponse)(nil),         // 58: godwit.v1.DiscardResponse
+	(*AdmitMoveRequest)(nil),        // 59: godwit.v1.AdmitMoveRequest
+	(*MoveFile)(nil),                // 60: godwit.v1.MoveFile
+	(*AdmitMoveResponse)(nil),       // 61: godwit.v1.AdmitMoveResponse
+	(*EndMoveRequest)(nil),          // 62: godwit.v1.EndMoveRequest
+	(*EndMoveResponse)(nil),         // 63: godwit.v1.EndMoveResponse
+	(*CloneVMRequest)(nil),          // 64: godwit.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),         // 65: godwit.v1.CloneVMResponse
+	(*SetTemplateRequest)(nil),      // 66: godwit.v1.SetTemplateRequest
+	(*SetTemplateResponse)(nil),     // 67: godwit.v1.SetTemplateResponse
+	(*MoveVMRequest)(nil),           // 68: godwit.v1.MoveVMRequest
+	(*MoveVMResponse)(nil),          // 69: godwit.v1.MoveVMResponse
+	(*SetVMRequest)(nil),            // 70: godwit.v1.SetVMRequest
+	(*SetVMResponse)(nil),           // 71: godwit.v1.SetVMResponse
+	(*AddDiskRequest)(nil),          // 72: godwit.v1.AddDiskRequest
+	(*AddDiskResponse)(nil),         // 73: godwit.v1.AddDiskResponse
+	(*RemoveDiskRequest)(nil),       // 74: godwit.v1.RemoveDiskRequest
+	(*RemoveDiskResponse)(nil),      // 75: godwit.v1.RemoveDiskResponse
+	(*GrowDiskRequest)(nil),         // 76: godwit.v1.GrowDiskRequest
+	(*GrowDiskResponse)(nil),        // 77: godwit.v1.GrowDiskResponse
+	(*AddNICRequest)(nil),           // 78: godwit.v1.AddNICRequest
+	(*AddNICResponse)(nil),          // 79: godwit.v1.AddNICResponse
+	(*RemoveNICRequest)(nil),        // 80: godwit.v1.RemoveNICRequest
+	(*RemoveNICResponse)(nil),       // 81: godwit.v1.RemoveNICResponse
+	(*ScreenshotVMRequest)(nil),     // 82: godwit.v1.ScreenshotVMRequest
+	(*ScreenshotVMResponse)(nil),    // 83: godwit.v1.ScreenshotVMResponse
+	(*DisplayVMRequest)(nil),        // 84: godwit.v1.DisplayVMRequest
+	(*DisplayVMResponse)(nil),       // 85: godwit.v1.DisplayVMResponse
+	(*ListImagesRequest)(nil),       // 86: godwit.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),      // 87: godwit.v1.ListImagesResponse
+	(*GetImageRequest)(nil),         // 88: godwit.v1.GetImageRequest
+	(*GetImageResponse)(nil),        // 89: godwit.v1.GetImageResponse
+	(*CreateImageRequest)(nil),      // 90: godwit.v1.CreateImageRequest
+	(*CreateImageResponse)(nil),     // 91: godwit.v1.CreateImageResponse
+	(*ImportImageRequest)(nil),      // 92: godwit.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),     // 93: godwit.v1.ImportImageResponse
+	(*CloneImageRequest)(nil),       // 94: godwit.v1.CloneImageRequest
+	(*CloneImageResponse)(nil),      // 95: godwit.v1.CloneImageResponse
+	(*GrowImageRequest)(nil),        // 96: godwit.v1.GrowImageRequest
+	(*GrowImageResponse)(nil),       // 97: godwit.v1.GrowImageResponse
+	(*DeleteImageRequest)(nil),      // 98: godwit.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),     // 99: godwit.v1.DeleteImageResponse
+	(*ListTasksRequest)(nil),        // 100: godwit.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),       // 101: godwit.v1.ListTasksResponse
+	(*GetTaskRequest)(nil),          // 102: godwit.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),         // 103: godwit.v1.GetTaskResponse
+	(*WatchTaskRequest)(nil),        // 104: godwit.v1.WatchTaskRequest
+	(*WatchTaskResponse)(nil),       // 105: godwit.v1.WatchTaskResponse
+	(*CancelTaskRequest)(nil),       // 106: godwit.v1.CancelTaskRequest
+	(*CancelTaskResponse)(nil),      // 107: godwit.v1.CancelTaskResponse
+	(*ListEventsRequest)(nil),       // 108: godwit.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),      // 109: godwit.v1.ListEventsResponse
+	(*Host)(nil),                    // 110: godwit.v1.Host
+	(*durationpb.Duration)(nil),     // 111: google.protobuf.Duration
+	(*NetworkSpec)(nil),             // 112: godwit.v1.NetworkSpec
+	(*Network)(nil),                 // 113: godwit.v1.Network
+	(*Boot)(nil),                    // 114: godwit.v1.Boot
+	(*VM)(nil),                      // 115: godwit.v1.VM
+	(*Migration)(nil),               // 116: godwit.v1.Migration
+	(*File)(nil),                    // 117: godwit.v1.File
+	(*Image)(nil),                   // 118: godwit.v1.Image
+	(*Task)(nil),                    // 119: godwit.v1.Task
+	(*Event)(nil),                   // 120: godwit.v1.Event
 }
 var file_godwit_v1_api_proto_depIdxs = []int32{
-	109, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
-	109, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
+	110, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
+	110, // 1: godwit.v1.GetHostResponse.host:type_name -> godwit.v1.Host
 	7,   // 2: godwit.v1.GetHostResponse.processes:type_name -> godwit.v1.Process
 	10,  // 3: godwit.v1.DoctorResponse.checks:type_name -> godwit.v1.Check
-	110, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	111, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
-	112, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
-	112, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
-	113, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
+	111, // 4: godwit.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	112, // 5: godwit.v1.CreateNetworkRequest.spec:type_name -> godwit.v1.NetworkSpec
+	113, // 6: godwit.v1.CreateNetworkResponse.network:type_name -> godwit.v1.Network
+	113, // 7: godwit.v1.ListNetworksResponse.networks:type_name -> godwit.v1.Network
+	114, // 8: godwit.v1.CreateVMRequest.boot:type_name -> godwit.v1.Boot
 	19,  // 9: godwit.v1.CreateVMRequest.disks:type_name -> godwit.v1.DiskRequest
 	20,  // 10: godwit.v1.CreateVMRequest.nics:type_name -> godwit.v1.NICRequest
 	18,  // 11: godwit.v1.CreateVMRequest.seed:type_name -> godwit.v1.Seed
-	114, // 12: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 13: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
-	114, // 14: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 15: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
-	110, // 16: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
-	114, // 17: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 18: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 19: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 20: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
-	110, // 21: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
-	115, // 22: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
-	115, // 23: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
-	115, // 24: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
-	115, // 25: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
-	115, // 26: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	114, // 27: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
-	0,   // 28: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
-	1,   // 29: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
-	114, // 30: godwit.v1.AdmitMoveRequest.vm:type_name -> godwit.v1.VM
-	59,  // 31: godwit.v1.AdmitMoveRequest.files:type_name -> godwit.v1.MoveFile
-	116, // 32: godwit.v1.MoveFile.file:type_name -> godwit.v1.File
-	116, // 33: godwit.v1.AdmitMoveResponse.present:type_name -> godwit.v1.File
-	18,  // 34: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
-	114, // 35: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 36: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
-	114, // 37: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
-	114, // 38: godwit.v1.SetVMResponse.vm:type_name -> godwit.v1.VM
-	19,  // 39: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
-	114, // 40: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
-	114, // 41: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
-	114, // 42: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
-	20,  // 43: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
-	114, // 44: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
-	114, // 45: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
-	117, // 46: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
-	116, // 47: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
-	117, // 48: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
-	116, // 49: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
-	117, // 50: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
-	116, // 51: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
-	117, // 52: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
-	116, // 53: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
-	116, // 54: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
-	117, // 55: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
-	116, // 56: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
-	117, // 57: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
-	116, // 58: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
-	118, // 59: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
-	118, // 60: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
-	118, // 61: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
-	118, // 62: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
-	110, // 63: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
-	119, // 64: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
-	3,   // 65: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
-	5,   // 66: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
-	8,   // 67: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
-	11,  // 68: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	13,  // 69: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
-	15,  // 70: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
-	17,  // 71: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
-	22,  // 72: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
-	24,  // 73: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
-	26,  // 74: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
-	28,  // 75: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
-	30,  // 76: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
-	32,  // 77: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
-	34,  // 78: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
-	36,  // 79: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
-	38,  // 80: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
-	40,  // 81: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
-	63,  // 82: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
-	65,  // 83: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
-	67,  // 84: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
-	69,  // 85: godwit.v1.VMService.SetVM:input_type -> godwit.v1.SetVMRequest
-	71,  // 86: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
-	73,  // 87: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
-	75,  // 88: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
-	77,  // 89: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
-	79,  // 90: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
-	81,  // 91: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
-	83,  // 92: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
-	42,  // 93: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
-	44,  // 94: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
-	46,  // 95: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
-	48,  // 96: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
-	50,  // 97: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
-	52,  // 98: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
-	54,  // 99: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
-	56,  // 100: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
-	58,  // 101: godwit.v1.MoveService.AdmitMove:input_type -> godwit.v1.AdmitMoveRequest
-	61,  // 102: godwit.v1.MoveService.EndMove:input_type -> godwit.v1.EndMoveRequest
-	85,  // 103: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
-	87,  // 104: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
-	89,  // 105: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
-	91,  // 106: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
-	93,  // 107: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
-	95,  // 108: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
-	97,  // 109: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
-	99,  // 110: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
-	101, // 111: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
-	103, // 112: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
-	105, // 113: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
-	107, // 114: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
-	4,   // 115: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
-	6,   // 116: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
-	9,   // 117: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
-	12,  // 118: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	14,  // 119: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
-	16,  // 120: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
-	21,  // 121: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
-	23,  // 122: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
-	25,  // 123: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
-	27,  // 124: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
-	29,  // 125: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
-	31,  // 126: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
-	33,  // 127: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
-	35,  // 128: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
-	37,  // 129: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
-	39,  // 130: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
-	41,  // 131: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
-	64,  // 132: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
-	66,  // 133: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
-	68,  // 134: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
-	70,  // 135: godwit.v1.VMService.SetVM:output_type -> godwit.v1.SetVMResponse
-	72,  // 136: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
-	74,  // 137: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
-	76,  // 138: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
-	78,  // 139: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
-	80,  // 140: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
-	82,  // 141: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
-	84,  // 142: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
-	43,  // 143: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
-	45,  // 144: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
-	47,  // 145: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
-	49,  // 146: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
-	51,  // 147: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
-	53,  // 148: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
-	55,  // 149: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
-	57,  // 150: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
-	60,  // 151: godwit.v1.MoveService.AdmitMove:output_type -> godwit.v1.AdmitMoveResponse
-	62,  // 152: godwit.v1.MoveService.EndMove:output_type -> godwit.v1.EndMoveResponse
-	86,  // 153: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
-	88,  // 154: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
-	90,  // 155: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
-	92,  // 156: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
-	94,  // 157: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
-	96,  // 158: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
-	98,  // 159: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
-	100, // 160: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
-	102, // 161: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
-	104, // 162: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
-	106, // 163: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
-	108, // 164: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
-	115, // [115:165] is the sub-list for method output_type
-	65,  // [65:115] is the sub-list for method input_type
-	65,  // [65:65] is the sub-list for extension type_name
-	65,  // [65:65] is the sub-list for extension extendee
-	0,   // [0:65] is the sub-list for field type_name
+	115, // 12: godwit.v1.CreateVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 13: godwit.v1.ListVMsResponse.vms:type_name -> godwit.v1.VM
+	115, // 14: godwit.v1.GetVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 15: godwit.v1.StartVMResponse.vm:type_name -> godwit.v1.VM
+	111, // 16: godwit.v1.StopVMRequest.grace:type_name -> google.protobuf.Duration
+	115, // 17: godwit.v1.StopVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 18: godwit.v1.ResetVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 19: godwit.v1.PauseVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 20: godwit.v1.ResumeVMResponse.vm:type_name -> godwit.v1.VM
+	111, // 21: godwit.v1.MigrateVMRequest.downtime_max:type_name -> google.protobuf.Duration
+	116, // 22: godwit.v1.MigrateVMResponse.migration:type_name -> godwit.v1.Migration
+	116, // 23: godwit.v1.ListMigrationsResponse.migrations:type_name -> godwit.v1.Migration
+	116, // 24: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
+	116, // 25: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
+	116, // 26: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
+	52,  // 27: godwit.v1.JoinResponse.store_access:type_name -> godwit.v1.StoreAccess
+	115, // 28: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
+	0,   // 29: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
+	1,   // 30: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
+	115, // 31: godwit.v1.AdmitMoveRequest.vm:type_name -> godwit.v1.VM
+	60,  // 32: godwit.v1.AdmitMoveRequest.files:type_name -> godwit.v1.MoveFile
+	117, // 33: godwit.v1.MoveFile.file:type_name -> godwit.v1.File
+	117, // 34: godwit.v1.AdmitMoveResponse.present:type_name -> godwit.v1.File
+	18,  // 35: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
+	115, // 36: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 37: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
+	115, // 38: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 39: godwit.v1.SetVMResponse.vm:type_name -> godwit.v1.VM
+	19,  // 40: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
+	115, // 41: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
+	115, // 42: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
+	115, // 43: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
+	20,  // 44: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
+	115, // 45: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
+	115, // 46: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
+	118, // 47: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
+	117, // 48: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
+	118, // 49: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
+	117, // 50: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
+	118, // 51: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
+	117, // 52: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
+	118, // 53: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
+	117, // 54: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
+	117, // 55: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
+	118, // 56: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
+	117, // 57: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
+	118, // 58: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
+	117, // 59: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
+	119, // 60: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
+	119, // 61: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
+	119, // 62: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
+	119, // 63: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
+	111, // 64: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
+	120, // 65: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
+	3,   // 66: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
+	5,   // 67: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
+	8,   // 68: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
+	11,  // 69: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	13,  // 70: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
+	15,  // 71: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
+	17,  // 72: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
+	22,  // 73: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
+	24,  // 74: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
+	26,  // 75: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
+	28,  // 76: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
+	30,  // 77: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
+	32,  // 78: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
+	34,  // 79: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
+	36,  // 80: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
+	38,  // 81: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
+	40,  // 82: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
+	64,  // 83: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
+	66,  // 84: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
+	68,  // 85: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
+	70,  // 86: godwit.v1.VMService.SetVM:input_type -> godwit.v1.SetVMRequest
+	72,  // 87: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
+	74,  // 88: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
+	76,  // 89: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
+	78,  // 90: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
+	80,  // 91: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
+	82,  // 92: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
+	84,  // 93: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
+	42,  // 94: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
+	44,  // 95: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
+	46,  // 96: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
+	48,  // 97: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
+	50,  // 98: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
+	53,  // 99: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
+	55,  // 100: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
+	57,  // 101: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
+	59,  // 102: godwit.v1.MoveService.AdmitMove:input_type -> godwit.v1.AdmitMoveRequest
+	62,  // 103: godwit.v1.MoveService.EndMove:input_type -> godwit.v1.EndMoveRequest
+	86,  // 104: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
+	88,  // 105: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
+	90,  // 106: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
+	92,  // 107: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
+	94,  // 108: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
+	96,  // 109: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
+	98,  // 110: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
+	100, // 111: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
+	102, // 112: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
+	104, // 113: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
+	106, // 114: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
+	108, // 115: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
+	4,   // 116: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
+	6,   // 117: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
+	9,   // 118: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
+	12,  // 119: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	14,  // 120: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
+	16,  // 121: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
+	21,  // 122: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
+	23,  // 123: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
+	25,  // 124: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
+	27,  // 125: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
+	29,  // 126: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
+	31,  // 127: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
+	33,  // 128: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
+	35,  // 129: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
+	37,  // 130: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
+	39,  // 131: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
+	41,  // 132: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
+	65,  // 133: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
+	67,  // 134: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
+	69,  // 135: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
+	71,  // 136: godwit.v1.VMService.SetVM:output_type -> godwit.v1.SetVMResponse
+	73,  // 137: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
+	75,  // 138: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
+	77,  // 139: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
+	79,  // 140: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
+	81,  // 141: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
+	83,  // 142: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
+	85,  // 143: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
+	43,  // 144: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
+	45,  // 145: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
+	47,  // 146: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
+	49,  // 147: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
+	51,  // 148: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
+	54,  // 149: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
+	56,  // 150: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
+	58,  // 151: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
+	61,  // 152: godwit.v1.MoveService.AdmitMove:output_type -> godwit.v1.AdmitMoveResponse
+	63,  // 153: godwit.v1.MoveService.EndMove:output_type -> godwit.v1.EndMoveResponse
+	87,  // 154: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
+	89,  // 155: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
+	91,  // 156: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
+	93,  // 157: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
+	95,  // 158: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
+	97,  // 159: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
+	99,  // 160: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
+	101, // 161: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
+	103, // 162: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
+	105, // 163: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
+	107, // 164: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
+	109, // 165: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
+	116, // [116:166] is the sub-list for method output_type
+	66,  // [66:116] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_api_proto_init() }
@@ -6330,14 +6433,14 @@ func file_godwit_v1_api_proto_init() {
 		return
 	}
 	file_godwit_v1_records_proto_init()
-	file_godwit_v1_api_proto_msgTypes[67].OneofWrappers = []any{}
+	file_godwit_v1_api_proto_msgTypes[68].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_godwit_v1_api_proto_rawDesc), len(file_godwit_v1_api_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   107,
+			NumMessages:   108,
 			NumExtensions: 0,
 			NumServices:   9,
 		},

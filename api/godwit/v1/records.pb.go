@@ -191,6 +191,7 @@ type Host struct {
 	Spec          *HostSpec              `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Status        *HostStatus            `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
 	Standing      *HostStanding          `protobuf:"bytes,4,opt,name=standing,proto3" json:"standing,omitempty"`
+	Store         string                 `protobuf:"bytes,30,opt,name=store,proto3" json:"store,omitempty"` // its part in the store: member, learner, silent member; empty: none. Filled in on reading
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -253,6 +254,13 @@ func (x *Host) GetStanding() *HostStanding {
 	return nil
 }
 
+func (x *Host) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
 type HostSpec struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Address         string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -266,7 +274,10 @@ type HostSpec struct {
 	Networks        []string               `protobuf:"bytes,9,rep,name=networks,proto3" json:"networks,omitempty"`
 	NetworkAll      bool                   `protobuf:"varint,10,opt,name=network_all,json=networkAll,proto3" json:"network_all,omitempty"`
 	NetworksMissing []*NetworkMissing      `protobuf:"bytes,11,rep,name=networks_missing,json=networksMissing,proto3" json:"networks_missing,omitempty"`
-	Uefi            *Uefi                  `protobuf:"bytes,20,opt,name=uefi,proto3" json:"uefi,omitempty"` // absent: the host has no UEFI firmware
+	Uefi            *Uefi                  `protobuf:"bytes,20,opt,name=uefi,proto3" json:"uefi,omitempty"`                                  // absent: the host has no UEFI firmware
+	Witness         bool                   `protobuf:"varint,30,opt,name=witness,proto3" json:"witness,omitempty"`                           // it may carry a member of the store, and nothing else
+	StoreClient     string                 `protobuf:"bytes,31,opt,name=store_client,json=storeClient,proto3" json:"store_client,omitempty"` // URLs of the member that the host would carry; empty: it cannot
+	StorePeer       string                 `protobuf:"bytes,32,opt,name=store_peer,json=storePeer,proto3" json:"store_peer,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -383,6 +394,27 @@ func (x *HostSpec) GetUefi() *Uefi {
 		return x.Uefi
 	}
 	return nil
+}
+
+func (x *HostSpec) GetWitness() bool {
+	if x != nil {
+		return x.Witness
+	}
+	return false
+}
+
+func (x *HostSpec) GetStoreClient() string {
+	if x != nil {
+		return x.StoreClient
+	}
+	return ""
+}
+
+func (x *HostSpec) GetStorePeer() string {
+	if x != nil {
+		return x.StorePeer
+	}
+	return ""
 }
 
 // Uefi is the UEFI firmware that a host has for its VMs.
@@ -2468,7 +2500,8 @@ type Token struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // SHA-256 of the secret; the secret itself is not kept
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
-	UsedBy        string                 `protobuf:"bytes,4,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // host name, once used
+	UsedBy        string                 `protobuf:"bytes,4,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`    // host name, once used
+	UsedKey       []byte                 `protobuf:"bytes,5,opt,name=used_key,json=usedKey,proto3" json:"used_key,omitempty"` // SHA-256 of the public key of the host that used it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2529,6 +2562,13 @@ func (x *Token) GetUsedBy() string {
 		return x.UsedBy
 	}
 	return ""
+}
+
+func (x *Token) GetUsedKey() []byte {
+	if x != nil {
+		return x.UsedKey
+	}
+	return nil
 }
 
 // Epoch counts the starts of a host's agent.
@@ -3672,12 +3712,13 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\bEnvelope\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06schema\x18\x02 \x01(\rR\x06schema\x12\x16\n" +
-	"\x06record\x18\x03 \x01(\fR\x06record\"\xa3\x01\n" +
+	"\x06record\x18\x03 \x01(\fR\x06record\"\xb9\x01\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
 	"\x04spec\x18\x02 \x01(\v2\x13.godwit.v1.HostSpecR\x04spec\x12-\n" +
 	"\x06status\x18\x03 \x01(\v2\x15.godwit.v1.HostStatusR\x06status\x123\n" +
-	"\bstanding\x18\x04 \x01(\v2\x17.godwit.v1.HostStandingR\bstanding\"\x9e\x03\n" +
+	"\bstanding\x18\x04 \x01(\v2\x17.godwit.v1.HostStandingR\bstanding\x12\x14\n" +
+	"\x05store\x18\x1e \x01(\tR\x05store\"\xfa\x03\n" +
 	"\bHostSpec\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05trunk\x18\x02 \x01(\tR\x05trunk\x12\x18\n" +
@@ -3694,7 +3735,11 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"networkAll\x12D\n" +
 	"\x10networks_missing\x18\v \x03(\v2\x19.godwit.v1.NetworkMissingR\x0fnetworksMissing\x12#\n" +
-	"\x04uefi\x18\x14 \x01(\v2\x0f.godwit.v1.UefiR\x04uefi\"T\n" +
+	"\x04uefi\x18\x14 \x01(\v2\x0f.godwit.v1.UefiR\x04uefi\x12\x18\n" +
+	"\awitness\x18\x1e \x01(\bR\awitness\x12!\n" +
+	"\fstore_client\x18\x1f \x01(\tR\vstoreClient\x12\x1d\n" +
+	"\n" +
+	"store_peer\x18  \x01(\tR\tstorePeer\"T\n" +
 	"\x04Uefi\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x1b\n" +
 	"\tcode_size\x18\x02 \x01(\x03R\bcodeSize\x12\x1b\n" +
@@ -3877,13 +3922,14 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\bdowntime\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bdowntime\x12?\n" +
 	"\x0estop_to_resume\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\fstopToResume\x12\x12\n" +
 	"\x04sent\x18\x04 \x01(\x03R\x04sent\x12\x16\n" +
-	"\x06rounds\x18\x05 \x01(\x05R\x06rounds\"\x87\x01\n" +
+	"\x06rounds\x18\x05 \x01(\x05R\x06rounds\"\xa2\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x17\n" +
-	"\aused_by\x18\x04 \x01(\tR\x06usedBy\"\x94\x01\n" +
+	"\aused_by\x18\x04 \x01(\tR\x06usedBy\x12\x19\n" +
+	"\bused_key\x18\x05 \x01(\fR\ausedKey\"\x94\x01\n" +
 	"\x05Epoch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12\x16\n" +

@@ -53,15 +53,19 @@ type Config struct {
 	Datastores []Mount
 	Store      *store.Store
 	Authority  *Authority // claimed by this agent; Run's caller ends it
-	Endpoints  []string   // of the store, for hosts that join
 	Peers      *peer.Dialer
 	Switch     *vnet.Client
 	Carriers   map[inventory.NetworkID]bridge.Carrier // of the bridge networks that this host is to have
-	CA         *peer.CA                               // nil on hosts that do not hold it
-	Memory     int64                                  // bytes that the agent of a host without VMs is to keep below; 0: not looked after
-	Watchdog   string                                 // the device that the warden is to arm, "" for none, for the doctor
-	Starting   func(what string)                      // told each step until the agent is ready; may take no time
-	Log        *slog.Logger
+	CA         *peer.CA                               // nil on all hosts but the one that made the cluster
+	Secret     []byte                                 // of the cluster, with which the key of the CA is sealed
+	// StoreClient and StorePeer are the URLs of the member of the store that this host can carry; empty with a store that is not Godwit's own, whose
+	// access is StoreAccess.
+	StoreClient, StorePeer string
+	StoreAccess            *StoreAccess
+	Memory                 int64             // bytes that the agent of a host without VMs is to keep below; 0: not looked after
+	Watchdog               string            // the device that the warden is to arm, "" for none, for the doctor
+	Starting               func(what string) // told each step until the agent is ready; may take no time
+	Log                    *slog.Logger
 
 	WatchdogTimeout time.Duration // of Watchdog
 }
@@ -147,6 +151,9 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 		return nil, err
 	}
 	a.arbiters.compare(a.Host(), hosts)
+	if err := a.introduce(ctx); err != nil {
+		return nil, err
+	}
 	if c.Authority.before.Restored {
 		if err := a.settleRestored(ctx); err != nil {
 			return nil, err

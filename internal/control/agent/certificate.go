@@ -51,6 +51,13 @@ func (a *Agent) RotateCertificate(ctx context.Context) (time.Time, error) {
 		if err != nil {
 			return err
 		}
+		noted, err := peer.Noted(certificate)
+		if err != nil {
+			return err
+		}
+		if err := a.writer.NoteCertificate(ctx, noted); err != nil { // before it is used, so that it can be taken back
+			return err
+		}
 		return a.Identity.Rotate(request, certificate)
 	})
 	return a.Identity.Expires(), fault.Wrap("rotate certificate of", "host "+string(a.Host()), err)
@@ -58,7 +65,7 @@ func (a *Agent) RotateCertificate(ctx context.Context) (time.Time, error) {
 
 // signed has the request signed here, or by the first host that can.
 func (a *Agent) signed(ctx context.Context, csr []byte) ([]byte, error) {
-	if a.CA != nil {
+	if a.CA != nil || len(a.Secret) > 0 {
 		return a.SignCertificate(ctx, a.Host(), csr)
 	}
 	hosts, err := a.Store.Hosts(ctx)
@@ -88,8 +95,12 @@ var errNoCA = fault.New(fault.NotFound, "this host does not hold the cluster's C
 // SignCertificate signs a new key of a host of the cluster, for the address that the store knows of it: a host cannot have a
 // certificate for the name or the address of another. Which host asks is the word of its present certificate.
 func (a *Agent) SignCertificate(ctx context.Context, host inventory.HostID, csr []byte) ([]byte, error) {
-	if a.CA == nil {
+	if a.CA == nil && len(a.Secret) == 0 {
 		return nil, errNoCA
+	}
+	ca, err := a.SigningCA(ctx)
+	if err != nil {
+		return nil, err
 	}
 	h, err := a.Store.Host(ctx, host)
 	if err != nil {
@@ -99,7 +110,7 @@ func (a *Agent) SignCertificate(ctx context.Context, host inventory.HostID, csr 
 	if err != nil {
 		return nil, fault.New(fault.Internal, "address of host %s: %w", host, err)
 	}
-	certificate, err := a.CA.Sign(csr, host, []string{address})
+	certificate, err := ca.Sign(csr, host, []string{address})
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func (a *Agent) ConfirmDead(ctx context.Context, host inventory.HostID) (invento
 		return inventory.Plan{}, err
 	}
 	word := authority.Word{Host: host, Asked: a.Host(), Standing: authority.Standing(h.Standing.State)}
-	if h.Spec.Address != "" && host != a.Host() && a.answers(ctx, h.Spec.Address) {
+	if h.Spec.Address != "" && host != a.Host() && a.Reachable(ctx, h.Spec.Address) {
 		word.Answers = h.Spec.Address
 	}
 	if word.Leader, err = a.Store.Leader(ctx); err != nil && !fault.Is(err, fault.NotFound) {

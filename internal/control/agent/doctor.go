@@ -76,7 +76,7 @@ func (a *Agent) checkOthers(ctx context.Context) []Check {
 	self := inventory.Host{ID: a.Host(), Spec: inventory.HostSpec{QEMU: a.abilities.QEMU(a.knownVerdict())}}
 	cpu := doctor.CPU(admission.Baseline([]inventory.Host{self}), admission.Baseline(hosts), len(hosts))
 	ports := map[string]string{} // address to what it is
-	for _, endpoint := range a.Endpoints {
+	for _, endpoint := range a.Store.Endpoints() {
 		_, address, _ := strings.Cut(endpoint, "://")
 		ports[address] = "the store"
 	}
@@ -93,7 +93,7 @@ func (a *Agent) checkOthers(ctx context.Context) []Check {
 		all.Go(func() {
 			within, done := context.WithTimeout(ctx, reachMax)
 			defer done()
-			if !a.answers(within, address) {
+			if !a.Reachable(within, address) {
 				mu.Lock()
 				silent = append(silent, what+" ("+address+")")
 				mu.Unlock()

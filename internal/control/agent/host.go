@@ -21,6 +21,7 @@ import (
 type HostView struct {
 	inventory.Host
 	Answers bool
+	Store   string // its part in the store: "member", "learner", or empty
 }
 
 // pingMax bounds the question whether another host answers.
@@ -41,14 +42,37 @@ func (a *Agent) Hosts(ctx context.Context) ([]HostView, error) {
 			views[i].Status = a.status()
 			continue
 		}
-		asked.Go(func() { views[i].Answers = a.answers(ctx, h.Spec.Address) })
+		asked.Go(func() { views[i].Answers = a.Reachable(ctx, h.Spec.Address) })
 	}
 	asked.Wait()
-	return views, nil
+	return views, a.partsInStore(ctx, views)
 }
 
-// answers reports whether something listens at a host's address.
-func (a *Agent) answers(ctx context.Context, address string) bool {
+// partsInStore fills in what part each host has in the store, as etcd has it.
+func (a *Agent) partsInStore(ctx context.Context, views []HostView) error {
+	if a.StorePeer == "" {
+		return nil // the store is not Godwit's own
+	}
+	members, err := a.Store.Members(ctx)
+	if err != nil {
+		return err
+	}
+	for i, v := range views {
+		for _, m := range members {
+			if v.Spec.StorePeer == "" || m.Peer != v.Spec.StorePeer {
+				continue
+			}
+			views[i].Store = "member"
+			if m.Learner {
+				views[i].Store = "learner"
+			}
+		}
+	}
+	return nil
+}
+
+// Reachable reports whether something listens at a host's address.
+func (a *Agent) Reachable(ctx context.Context, address string) bool {
 	dialer := net.Dialer{Timeout: pingMax}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -104,6 +128,7 @@ func (a *Agent) describe(ctx context.Context) (inventory.Host, error) {
 	h := inventory.Host{ID: a.Host(), Spec: inventory.HostSpec{
 		Address: a.Address, Trunk: a.Trunk, Version: a.Version, CPUs: runtime.NumCPU(), Memory: memory().total,
 		Epoch: a.writer.Epoch(), QEMU: a.abilities.QEMU(a.knownVerdict()), NetworkAll: true,
+		StoreClient: a.StoreClient, StorePeer: a.StorePeer,
 	}, Status: a.status()}
 	for _, m := range a.Datastores {
 		for _, ds := range a.stores {

@@ -24,7 +24,7 @@ type ledger struct {
 // Answers implements task.Records.
 func (l ledger) Answers(ctx context.Context, host inventory.HostID) bool {
 	h, err := l.agent.Store.Host(ctx, host)
-	return err == nil && l.agent.answers(ctx, h.Spec.Address)
+	return err == nil && l.agent.Reachable(ctx, h.Spec.Address)
 }
 
 // Keeper returns the tasks of this host, for those who show and end them, and for calls with an idempotency key.

@@ -36,10 +36,12 @@ type Config struct {
 	Cache       string                // results of probes
 	StoreQuota  inventory.Bytes       // how large the store's file may become
 	SocketGroup string                // whose members may use the agent's socket; empty: nobody's
-	Limits      Limits
-	Authority   Authority
-	Watchdog    string             // device that resets this machine, or unix:PATH of a socket; empty: none
-	Networks    map[string]Network // by name of the network: what carries it on this host
+	// ReplaceAfter is after how long a silence a member of the store is replaced on another host.
+	ReplaceAfter time.Duration
+	Limits       Limits
+	Authority    Authority
+	Watchdog     string             // device that resets this machine, or unix:PATH of a socket; empty: none
+	Networks     map[string]Network // by name of the network: what carries it on this host
 
 	values map[string]Value
 	order  []string // keys of values, as Values lists them
@@ -166,6 +168,7 @@ var settings = slices.Concat([]Setting{
 		set: word(func(c *Config) *string { return &c.SocketGroup }),
 	},
 	bytes("store-quota", "512M", "how large the store's file on this host may become; the same on all hosts that carry the store", 64<<20, 8<<30, func(c *Config) *inventory.Bytes { return &c.StoreQuota }),
+	duration("store-replace-after", "10m", "silence after which a member of the store is replaced on another host", func(c *Config) *time.Duration { return &c.ReplaceAfter }),
 	{Key: "log-format", Default: "text", Usage: "form of the log on standard error: text or json", set: oneOf(func(c *Config) *string { return &c.LogFormat }, "text", "json")},
 	{Key: "log-level", Default: "info", Usage: "what is logged: debug, info, warn or error", set: level(func(c *Config, l slog.Level) { c.LogLevel = l })},
 	{

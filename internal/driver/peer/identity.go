@@ -34,6 +34,7 @@ type Identity struct {
 	ca      *x509.Certificate
 	roots   *x509.CertPool
 	shown   shown
+	revoked *revoked // nil in memory only: none
 }
 
 // Cluster returns the name of the cluster.
@@ -51,7 +52,7 @@ func (id *Identity) Expires() time.Time { return id.shown.certificate(id).Leaf.N
 // CAExpires returns when the certificate of the cluster's CA ends, and with it every other.
 func (id *Identity) CAExpires() time.Time { return id.ca.NotAfter }
 
-// Init makes a cluster's CA and the identity of its first host in the directory. addresses are the IP addresses at which
+// Init makes a cluster's CA, its secret, and the identity of its first host in the directory. addresses are the IP addresses at which
 // the host's store is dialled. A directory that has an identity is fault.Exists and left as it is.
 func Init(dir, cluster string, host inventory.HostID, addresses []string) (*Identity, error) {
 	if err := inventory.CheckName("host", string(host)); err != nil {
@@ -77,7 +78,18 @@ func Init(dir, cluster string, host inventory.HostID, addresses []string) (*Iden
 	if err := ca.Save(dir); err != nil {
 		return nil, err
 	}
-	return request.Save(dir, ca.Certificate(), certificate)
+	if err := SaveSecret(dir, NewSecret()); err != nil {
+		return nil, err
+	}
+	id, err := request.Save(dir, ca.Certificate(), certificate)
+	if err != nil {
+		return nil, err
+	}
+	list, err := ca.Revoke(nil)
+	if err != nil {
+		return nil, err
+	}
+	return id, id.SaveRevoked(list)
 }
 
 // Found makes the identity of a cluster's first host in the directory out of a CA that was kept, certificate and key in PEM, as Init does with a
@@ -165,6 +177,7 @@ func (r *Request) Save(dir string, ca, certificate []byte) (*Identity, error) {
 	if err := writeCertificate(filepath.Join(dir, CertificateFile), certificate); err != nil {
 		return nil, err
 	}
+	id.revoked = &revoked{dir: dir, ca: root}
 	return id, id.shown.follow(dir)
 }
 
@@ -191,6 +204,7 @@ func Load(dir string) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
+	id.revoked = &revoked{dir: dir, ca: ca}
 	return id, id.shown.follow(dir)
 }
 
@@ -270,13 +284,18 @@ func writeCertificate(path string, der []byte) error {
 	return writePEM(path, "CERTIFICATE", der, 0o644)
 }
 
-// writePEM replaces the file as a whole, so that a host that loses power has the old one or the new one.
+// writePEM replaces the file as a whole.
 func writePEM(path, kind string, der []byte, mode fs.FileMode) error {
+	return writeWhole(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
+}
+
+// writeWhole replaces the file as a whole, so that a host that loses power has the old one or the new one.
+func writeWhole(path string, text []byte, mode fs.FileMode) error {
 	tmp, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 	if err != nil {
 		return fault.New(fault.Internal, "identity of this host: %w", err)
 	}
-	err = pem.Encode(tmp, &pem.Block{Type: kind, Bytes: der})
+	_, err = tmp.Write(text)
 	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)

@@ -76,7 +76,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	count := newCensus(s.Limits.filled())
 	conf := s.Identity.serverTLS()
 	calls := &handover{addr: listener.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
-	running := callers{next: s.HTTP}
+	running := callers{next: s.HTTP, id: s.Identity}
 	base, cutCalls := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutCalls()
 	protocols := new(http.Protocols)
@@ -282,6 +282,7 @@ func (g *stranger) Close() error {
 // callers counts the running calls, since http.Server.Close does not wait for them.
 type callers struct {
 	next http.Handler
+	id   *Identity
 	mu   sync.RWMutex // each call holds it for reading
 }
 
@@ -292,6 +293,9 @@ func (c *callers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer c.mu.RUnlock()
+	if c.id.refuseRemoved(w, r) {
+		return
+	}
 	c.next.ServeHTTP(w, r)
 }
 

@@ -31,7 +31,7 @@ func (id *Identity) serverTLS() *tls.Config {
 			if len(state.PeerCertificates) == 0 {
 				return nil
 			}
-			_, err := id.verifiedHost(state)
+			_, err := id.namedHost(state) // one that was removed is told so in words
 			return err
 		},
 	}
@@ -64,8 +64,17 @@ func (id *Identity) StoreTLS() *tls.Config {
 	}
 }
 
-// verifiedHost returns who is on the other side. TLS has verified the chain before.
+// verifiedHost returns who is on the other side, if it is of the cluster still. TLS has verified the chain before.
 func (id *Identity) verifiedHost(state tls.ConnectionState) (inventory.HostID, error) {
+	host, err := id.namedHost(state)
+	if err == nil && id.revoked.has(state.PeerCertificates[0]) {
+		err = fault.New(fault.Denied, "host %s was removed from the cluster", host)
+	}
+	return host, err
+}
+
+// namedHost returns who the other side's certificate names, whether it was taken back or not.
+func (id *Identity) namedHost(state tls.ConnectionState) (inventory.HostID, error) {
 	if len(state.VerifiedChains) == 0 {
 		return "", fault.New(fault.Denied, "the other side showed no certificate")
 	}

@@ -53,7 +53,7 @@ func TestARestoredStoreGivesNoNumberTwice(t *testing.T) {
 	defer term.End()
 	path := backUp(t, s)
 
-	must(t, w.UseToken(ctx, "t", []byte("x"), "host-3"))
+	must(t, w.UseToken(ctx, "t", []byte("x"), store.Joining{Host: "host-3"}))
 	_, err = w.UpdateRun(ctx, "vm-a", func(r *inventory.VMRun) error { r.Generation++; return nil })
 	must(t, err)
 	must(t, w.CreateVM(ctx, inventory.VM{ID: "vm-c", Spec: inventory.VMSpec{Name: "web-3"}, Run: inventory.VMRun{Owner: "host-1"}}))
@@ -106,7 +106,7 @@ func TestARestoredStoreGivesNoNumberTwice(t *testing.T) {
 		t.Errorf("vm-b migrates by %q (%v)", id, err)
 	}
 	w = s.As("host-1", now.Epoch)
-	want(t, fault.Denied, w.UseToken(ctx, "t", []byte("x"), "host-4"))
+	want(t, fault.Denied, w.UseToken(ctx, "t", []byte("x"), store.Joining{Host: "host-4"}))
 	if _, err := s.Leader(ctx); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a leader was restored: %v", err)
 	}

@@ -14,15 +14,22 @@ func noHost(id inventory.HostID) error {
 	return fault.New(fault.NotFound, "no host %q: see godwit host ls", string(id))
 }
 
-// InitCluster names the cluster. It is done once, by the first host; fault.Exists when it was done before with another
-// name.
-func (s *Store) InitCluster(ctx context.Context, name string) error {
+// InitCluster names the cluster, and makes the hosts that are given its first members. It is done once, by the first host; fault.Exists when it
+// was done before with another name. Done again with the same name it changes nothing.
+func (s *Store) InitCluster(ctx context.Context, name string, first ...inventory.HostID) error {
 	value, err := clusters.pack(name)
 	if err != nil {
 		return err
 	}
-	resp, err := s.txn(ctx, []clientv3.Cmp{absent(keyCluster)},
-		[]clientv3.Op{clientv3.OpPut(keyCluster, value)}, []clientv3.Op{clientv3.OpGet(keyCluster)})
+	epoch, err := hostEpochs.pack(Epoch{})
+	if err != nil {
+		return err
+	}
+	then := []clientv3.Op{clientv3.OpPut(keyCluster, value)}
+	for _, host := range first {
+		then = append(then, clientv3.OpPut(keyHost(host, partEpoch), epoch))
+	}
+	resp, err := s.txn(ctx, []clientv3.Cmp{absent(keyCluster)}, then, []clientv3.Op{clientv3.OpGet(keyCluster)})
 	if err != nil {
 		return fault.Wrap("init", "cluster "+name, err)
 	}

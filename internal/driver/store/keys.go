@@ -24,6 +24,10 @@ const (
 	rootPlan      = rootKey + "plan/"
 	rootUser      = rootKey + "user/"
 	rootUserToken = rootKey + "user-token/"
+	rootMember    = rootKey + "member/"
+	rootRemoval   = rootKey + "removal/"
+	keySealed     = rootKey + "ca"
+	keyRevoked    = rootKey + "revoked"
 
 	// Renewals are written every second by every host: outside rootKey, so that nobody who watches the inventory is woken by them.
 	rootAlive = "/godwit-alive/"
@@ -42,6 +46,7 @@ const (
 	partMigration = "migration"
 	partPlace     = "place"
 	partStanding  = "standing"
+	partCert      = "cert/" // and the certificate's serial number
 )
 
 func keyVM(id inventory.VMID, part string) string     { return rootVM + string(id) + "/" + part }
@@ -57,6 +62,8 @@ func keyUser(name string) string                      { return rootUser + name }
 func keyUserToken(id string) string                   { return rootUserToken + id }
 func keyRequest(key string) string                    { return rootRequest + key }
 func keyPlan(id inventory.PlanID) string              { return rootPlan + string(id) }
+func keyMember(id inventory.HostID) string            { return rootMember + string(id) }
+func keyRemoval(id inventory.HostID) string           { return rootRemoval + string(id) }
 
 func keyMigration(id inventory.MigrationID, part string) string {
 	return rootMigration + string(id) + "/" + part

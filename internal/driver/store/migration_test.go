@@ -114,15 +114,15 @@ func TestTokenAdmitsOneHostOnce(t *testing.T) {
 	must(t, w.CreateToken(t.Context(), store.Token{ID: "t3", SecretHash: secret, Expires: hour}))
 	want(t, fault.Exists, w.CreateToken(t.Context(), store.Token{ID: "t1", SecretHash: secret, Expires: hour}))
 
-	t.Log(want(t, fault.Denied, w.UseToken(t.Context(), "t9", secret, "host-2")))
-	t.Log(want(t, fault.Denied, w.UseToken(t.Context(), "t1", []byte("guess"), "host-2")))
-	t.Log(want(t, fault.Denied, w.UseToken(t.Context(), "t2", secret, "host-2")))
-	t.Log(want(t, fault.Exists, w.UseToken(t.Context(), "t1", secret, "host-1"))) // spends nothing
-	must(t, w.UseToken(t.Context(), "t1", secret, "host-2"))
-	if text := want(t, fault.Denied, w.UseToken(t.Context(), "t1", secret, "host-3")); !strings.Contains(text, "used by host-2") {
+	t.Log(want(t, fault.Denied, w.UseToken(t.Context(), "t9", secret, store.Joining{Host: "host-2"})))
+	t.Log(want(t, fault.Denied, w.UseToken(t.Context(), "t1", []byte("guess"), store.Joining{Host: "host-2"})))
+	t.Log(want(t, fault.Denied, w.UseToken(t.Context(), "t2", secret, store.Joining{Host: "host-2"})))
+	t.Log(want(t, fault.Exists, w.UseToken(t.Context(), "t1", secret, store.Joining{Host: "host-1"}))) // spends nothing
+	must(t, w.UseToken(t.Context(), "t1", secret, store.Joining{Host: "host-2"}))
+	if text := want(t, fault.Denied, w.UseToken(t.Context(), "t1", secret, store.Joining{Host: "host-3"})); !strings.Contains(text, "used by host-2") {
 		t.Error(text)
 	}
-	t.Log(want(t, fault.Exists, w.UseToken(t.Context(), "t3", secret, "host-2")))
+	t.Log(want(t, fault.Exists, w.UseToken(t.Context(), "t3", secret, store.Joining{Host: "host-2"})))
 
 	// The new host is a member before its agent starts for the first time.
 	epoch, err := s.Epoch(t.Context(), "host-2")
@@ -141,7 +141,7 @@ func TestTwoHostsWithOneTokenAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range errs {
 		wg.Go(func() {
-			errs[i] = w.UseToken(t.Context(), "t1", []byte("h"), inventory.HostID(fmt.Sprintf("host-%d", i+2)))
+			errs[i] = w.UseToken(t.Context(), "t1", []byte("h"), store.Joining{Host: inventory.HostID(fmt.Sprintf("host-%d", i+2))})
 		})
 	}
 	wg.Wait()

@@ -3,6 +3,7 @@ package store
 import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
@@ -67,6 +68,11 @@ var (
 	taskSpecs         = newCodec("task/spec", wire.TaskSpec, wire.FromTaskSpec)
 	taskStatuses      = newCodec("task/status", wire.TaskStatus, wire.FromTaskStatus)
 	eventRecords      = newCodec("event", wire.Event, wire.FromEvent)
+	memberPlans       = newCodec("member", wire.MemberPlan, wire.FromMemberPlan)
+	removals          = newCodec("removal", wire.Removal, wire.FromRemoval)
+	hostCertificates  = newCodec("host/cert", certificateMessage, fromCertificateMessage)
+	sealedKeys        = newCodec("ca", sealedMessage, (*godwitv1.Sealed).GetBox)
+	revocationLists   = newCodec("revoked", revocationsMessage, (*godwitv1.Revocations).GetList)
 	requestRecords    = newCodec("request", wire.Request, wire.FromRequest)
 	plans             = newCodec("plan", wire.Plan, wire.FromPlan)
 	users             = newCodec("user", wire.User, wire.FromUser)
@@ -106,6 +112,17 @@ func fromMigrationPointer(m *godwitv1.Migration) inventory.MigrationID {
 func epochMessage(e Epoch) *godwitv1.Epoch {
 	return &godwitv1.Epoch{Epoch: e.Epoch, BootId: e.BootID, Fences: e.Fences, Fenced: e.Fenced, Why: e.Why, Restored: e.Restored}
 }
+
+func certificateMessage(c inventory.HostCertificate) *godwitv1.HostCertificate {
+	return &godwitv1.HostCertificate{Expires: timestamppb.New(c.Expires)}
+}
+
+func fromCertificateMessage(m *godwitv1.HostCertificate) inventory.HostCertificate {
+	return inventory.HostCertificate{Expires: m.GetExpires().AsTime()}
+}
+
+func sealedMessage(box []byte) *godwitv1.Sealed            { return &godwitv1.Sealed{Box: box} }
+func revocationsMessage(list []byte) *godwitv1.Revocations { return &godwitv1.Revocations{List: list} }
 
 // stored is a record as it was read: what a write starts from. One that was not there has no message.
 type stored[T any] struct {

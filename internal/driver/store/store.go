@@ -11,6 +11,11 @@
 //	/godwit/cluster                     name of the cluster, written once at init
 //	/godwit/host/H/epoch                starts of the host's agent; exists from the moment the host is a member
 //	/godwit/host/H/spec|status          the host's own agent
+//	/godwit/host/H/cert/SERIAL          a certificate of the host, by who signed it and by the host's agent
+//	/godwit/member/H                    the leader: what is planned for the store's member on the host
+//	/godwit/removal/H                   who asked for the host's removal; afterwards the leader
+//	/godwit/ca                          key of the CA, sealed with a secret that every host has
+//	/godwit/revoked                     the CA's list of certificates that it has taken back, by the leader
 //	/godwit/vm/ID/spec                  the user
 //	/godwit/vm/ID/run                   owner or heir, each write compares the revision that was read
 //	/godwit/vm/ID/status                the owning agent

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"time"
@@ -27,10 +28,11 @@ type Token struct {
 	SecretHash []byte // SHA-256 of the secret
 	Expires    time.Time
 	UsedBy     inventory.HostID // empty: not used yet
+	UsedKey    []byte           // SHA-256 of the public key that the host joined with
 }
 
 func tokenMessage(t Token) *godwitv1.Token {
-	m := &godwitv1.Token{Id: t.ID, SecretHash: t.SecretHash, UsedBy: string(t.UsedBy)}
+	m := &godwitv1.Token{Id: t.ID, SecretHash: t.SecretHash, UsedBy: string(t.UsedBy), UsedKey: t.UsedKey}
 	if !t.Expires.IsZero() {
 		m.Expires = timestamppb.New(t.Expires)
 	}
@@ -38,7 +40,7 @@ func tokenMessage(t Token) *godwitv1.Token {
 }
 
 func fromTokenMessage(m *godwitv1.Token) Token {
-	t := Token{ID: m.GetId(), SecretHash: m.GetSecretHash(), UsedBy: inventory.HostID(m.GetUsedBy())}
+	t := Token{ID: m.GetId(), SecretHash: m.GetSecretHash(), UsedBy: inventory.HostID(m.GetUsedBy()), UsedKey: m.GetUsedKey()}
 	if m.GetExpires() != nil {
 		t.Expires = m.GetExpires().AsTime()
 	}
@@ -95,11 +97,19 @@ func (w *Writer) forgetOldTokens(ctx context.Context) (left int, err error) {
 	return left, nil
 }
 
+// Joining is a host that joins.
+type Joining struct {
+	Host        inventory.HostID
+	Key         []byte // SHA-256 of its public key
+	Certificate inventory.HostCertificate
+}
+
 // UseToken spends the token for a host that joins, and makes that host a member: its epoch key exists from then on, with
 // epoch 0. All of it happens in one transaction, so a token admits one host once. The errors are one line each: an unknown
 // token or a wrong secret is fault.Denied, an expired or used one too (naming who used it), a host name that is taken is
 // fault.Exists and spends nothing.
-func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, host inventory.HostID) error {
+func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, j Joining) error {
+	host := j.Host
 	if err := inventory.CheckName("host", string(host)); err != nil {
 		return err
 	}
@@ -107,6 +117,14 @@ func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, hos
 	member, err := hostEpochs.pack(Epoch{})
 	if err != nil {
 		return err
+	}
+	admit := []clientv3.Op{clientv3.OpPut(epochKey, member)}
+	if j.Certificate.Serial != "" {
+		certificate, err := hostCertificates.pack(j.Certificate)
+		if err != nil {
+			return err
+		}
+		admit = append(admit, clientv3.OpPut(keyHost(host, partCert+j.Certificate.Serial), certificate))
 	}
 	unknown := fault.New(fault.Denied, "join host %s: the cluster does not know this token: make one with godwit token create", host)
 	if checkID("token", id) != nil {
@@ -129,18 +147,57 @@ func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, hos
 			case !time.Now().Before(t.Expires):
 				return fault.New(fault.Denied, "join host %s: the token expired at %s: make another with godwit token create", host, t.Expires.UTC().Format(time.RFC3339))
 			}
-			t.UsedBy = host
+			t.UsedBy, t.UsedKey = host, j.Key
 			return nil
 		},
-		with: func(Token) ([]clientv3.Cmp, []clientv3.Op) {
-			return nil, []clientv3.Op{clientv3.OpPut(epochKey, member)}
-		},
+		with: func(Token) ([]clientv3.Cmp, []clientv3.Op) { return nil, admit },
 		refused: func(ctx context.Context) error {
 			_, revision, err := load(ctx, w.s, epochKey, hostEpochs)
 			if err == nil && revision != 0 {
-				err = fault.New(fault.Exists, "join host %s: the cluster has a host of that name: choose another with --name", host)
+				err = fault.New(fault.Exists, "join host %s: the cluster has a host of that name: choose another with --name, or take that one out with godwit host remove", host)
 			}
 			return err
+		},
+	})
+	return err
+}
+
+// ReturnToken undoes UseToken for a host that could not finish: the same secret and key, and no agent of that host has ever started. The
+// token is good again for as long as it lives. A token that is not spent is what was wanted.
+func (w *Writer) ReturnToken(ctx context.Context, id string, secretHash []byte, j Joining) error {
+	denied := fault.New(fault.Denied, "undo join of host %s: the token is not the one that it joined with", j.Host)
+	if checkID("token", id) != nil || checkID("host", j.Host) != nil {
+		return denied
+	}
+	epochKey := keyHost(j.Host, partEpoch)
+	spent := false
+	var before int64
+	_, err := apply(ctx, w, edit[Token]{
+		what:    "token " + id,
+		key:     keyToken(id),
+		codec:   tokens,
+		missing: denied,
+		before: func(ctx context.Context) ([]clientv3.Cmp, error) {
+			epoch, revision, err := load(ctx, w.s, epochKey, hostEpochs)
+			if err == nil && epoch.value.Epoch != 0 {
+				err = fault.New(fault.Conflict, "undo join of host %s: its agent has started: take it out with godwit host remove %s", j.Host, j.Host)
+			}
+			before = revision
+			return []clientv3.Cmp{unchanged(epochKey, before)}, err
+		},
+		change: func(t *Token) error {
+			spent = t.UsedBy != ""
+			if subtle.ConstantTimeCompare(t.SecretHash, secretHash) != 1 || spent && (t.UsedBy != j.Host || !bytes.Equal(t.UsedKey, j.Key)) {
+				return denied
+			}
+			t.UsedBy, t.UsedKey = "", nil
+			return nil
+		},
+		with: func(Token) ([]clientv3.Cmp, []clientv3.Op) {
+			if !spent {
+				return nil, nil
+			}
+			return nil, []clientv3.Op{clientv3.OpDelete(keyHost(j.Host, ""), clientv3.WithPrefix())}
 		},
 	})
 	return err

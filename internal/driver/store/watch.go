@@ -20,6 +20,8 @@ const (
 	Hosts      Kind = "host"      // spec, epoch, standing
 	Networks   Kind = "network"   // spec
 	Migrations Kind = "migration" // spec, status
+	Members    Kind = "member"    // the plan for a host's member of the store
+	Removals   Kind = "removal"
 )
 
 // Event says that something about one object changed, or may have. What it is now is to be read; an object that is gone
@@ -40,6 +42,8 @@ var watchables = []watched{
 	{Hosts, rootHost, []string{partSpec, partEpoch, partStanding}},
 	{Networks, rootNetwork, []string{partSpec}},
 	{Migrations, rootMigration, []string{partSpec, partStatus}},
+	{Members, rootMember, []string{""}},
+	{Removals, rootRemoval, []string{""}},
 }
 
 // Watch tells of changes of the given kinds, for loops that read, compare and take a step.
@@ -150,7 +154,7 @@ func (w *watch) see(key string, deleted bool) {
 				continue
 			}
 			e := Event{Kind: each.kind, ID: id}
-			if deleted && part == partSpec {
+			if deleted && (part == partSpec || part == "") {
 				delete(w.known, e)
 			} else if !deleted {
 				w.known[e] = true

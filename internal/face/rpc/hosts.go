@@ -26,6 +26,7 @@ func (s *hosts) ListHosts(ctx context.Context, _ *connect.Request[godwitv1.ListH
 	for _, h := range all {
 		m := wire.Host(h.Host)
 		m.Status.Connected = h.Answers
+		m.Store = h.Store
 		resp.Hosts = append(resp.Hosts, m)
 	}
 	return connect.NewResponse(resp), nil
@@ -88,7 +89,7 @@ func (s *hosts) elsewhere(ctx context.Context, header func(string) string, name 
 	return godwitv1connect.NewHostServiceClient(client, base, markForwarded(s.agent)), nil
 }
 
-// CreateToken makes a one-time token; the host that holds the cluster's CA makes it.
+// CreateToken makes a one-time token.
 func (s *hosts) CreateToken(ctx context.Context, req *connect.Request[godwitv1.CreateTokenRequest]) (*connect.Response[godwitv1.CreateTokenResponse], error) {
 	token, err := s.agent.CreateToken(ctx, req.Msg.GetLifetime().AsDuration())
 	return connect.NewResponse(&godwitv1.CreateTokenResponse{Token: token}), err
@@ -112,19 +113,4 @@ func (s *hosts) ListNetworks(ctx context.Context, _ *connect.Request[godwitv1.Li
 		resp.Networks = append(resp.Networks, wire.Network(n))
 	}
 	return connect.NewResponse(resp), nil
-}
-
-// joins implements JoinService.
-type joins struct{ agent *agent.Agent }
-
-// Join takes a host into the cluster in exchange for a one-time token.
-func (s *joins) Join(ctx context.Context, req *connect.Request[godwitv1.JoinRequest]) (*connect.Response[godwitv1.JoinResponse], error) {
-	m := req.Msg
-	welcome, err := s.agent.Join(ctx, m.GetToken(), inventory.HostID(m.GetHost()), m.GetCsr(), m.GetAddresses())
-	if err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&godwitv1.JoinResponse{
-		Cluster: welcome.Cluster, Ca: welcome.CA, Certificate: welcome.Certificate, StoreEndpoints: welcome.StoreEndpoints,
-	}), nil
 }

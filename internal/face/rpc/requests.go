@@ -36,6 +36,7 @@ const (
 var keyed = map[string]keeping{
 	"HostService/CreateToken":   remembered,
 	"HostService/CreateNetwork": recorded,
+	"MemberService/RemoveHost":  remembered,
 
 	"FencingService/ConfirmDead": remembered,
 

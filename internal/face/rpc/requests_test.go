@@ -16,6 +16,7 @@ var (
 		"RotateCertificate": "a repeat makes one more, and the last one counts",
 		"SignCertificate":   "between hosts, and the last one counts",
 		"Join":              "its token is the key",
+		"Leave":             "its token is the key",
 		"Prepare":           "between hosts, with the migration's id",
 		"Release":           "between hosts, with the migration's id",
 		"Discard":           "between hosts, with the migration's id",

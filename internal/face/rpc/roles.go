@@ -87,7 +87,10 @@ var rights = map[string]right{
 
 	"FencingService/ConfirmDead": changing(inventory.Admin),
 
-	"JoinService/Join": {anybody: true, audited: true},
+	"MemberService/RemoveHost": changing(inventory.Admin),
+
+	"JoinService/Join":   {anybody: true, audited: true},
+	"LeaveService/Leave": {anybody: true, audited: true},
 
 	"HandoverService/Prepare": hostsOnly,
 	"HandoverService/Release": hostsOnly,

@@ -53,11 +53,13 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	mux.Handle(godwitv1connect.NewUserServiceHandler(&users{a}, options...))
 	mux.Handle(godwitv1connect.NewClusterServiceHandler(&clusters{a, local}, options...))
 	mux.Handle(godwitv1connect.NewFencingServiceHandler(&fencing{a}, options...))
+	mux.Handle(godwitv1connect.NewMemberServiceHandler(&members{a}, options...))
 	if !local {
 		mux.Handle(godwitv1connect.NewCertificateServiceHandler(&certificates{a}, options...))
 		mux.Handle(godwitv1connect.NewHandoverServiceHandler(&handovers{a}, options...))
 		mux.Handle(godwitv1connect.NewMoveServiceHandler(&movings{a}, options...))
 		mux.Handle(godwitv1connect.NewJoinServiceHandler(&joins{a}, options...))
+		mux.Handle(godwitv1connect.NewLeaveServiceHandler(&joins{a}, options...))
 	}
 	return newGate(mux, callers, a.Keeper().Event)
 }

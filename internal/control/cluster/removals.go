@@ -1,0 +1,178 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// Removals is the loop that takes hosts out of the cluster. Whoever asked has planned it in the store; the loop waits until nothing needs the
+// host any more, its member of the store among that (Members), takes back its certificates and forgets it in one transaction.
+type Removals struct {
+	Store *store.Store
+	CA    func(context.Context) (*peer.CA, error)
+	Event func(context.Context, inventory.Event)
+	Log   *slog.Logger
+}
+
+const removalsEvery = time.Second
+
+// Name implements Loop.
+func (*Removals) Name() string { return "removals" }
+
+// Run implements Loop.
+func (r *Removals) Run(ctx context.Context, term *store.Term) error {
+	changes := r.Store.Watch(ctx, store.Removals)
+	tick := time.NewTicker(removalsEvery)
+	defer tick.Stop()
+	defer func() {
+		for range changes { // until the watch has ended
+			continue
+		}
+	}()
+	for {
+		within, done := context.WithTimeout(ctx, stepMax)
+		err := r.look(within, term)
+		done()
+		if err != nil && ctx.Err() == nil {
+			r.Log.LogAttrs(ctx, slog.LevelWarn, "removal of hosts", slog.Any("err", err))
+		}
+		select {
+		case <-changes:
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (r *Removals) look(ctx context.Context, term *store.Term) error {
+	all, err := r.Store.Removals(ctx)
+	for _, one := range all {
+		waits, err := r.remove(ctx, term, one)
+		if err != nil {
+			waits = err.Error() // whoever asked sees it, and may take it back
+		}
+		if waits == "" {
+			continue
+		}
+		if err := term.RemovalWaits(ctx, one.Host, waits); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return err
+}
+
+// remove takes the host out, or returns what it waits for.
+func (r *Removals) remove(ctx context.Context, term *store.Term, one inventory.Removal) (waits string, err error) {
+	epoch, err := r.Store.Epoch(ctx, one.Host)
+	if fault.Is(err, fault.NotFound) {
+		return "", term.Writer().CancelRemoval(ctx, one.Host) // it is out already
+	}
+	if err != nil {
+		return "", err
+	}
+	if one.Force && !epoch.Fenced {
+		return "until it is proven dead: godwit host confirm-dead " + string(one.Host), nil
+	}
+	if waits, err := r.needed(ctx, one.Host); waits != "" || err != nil {
+		return waits, err
+	}
+	if err := r.moveGateways(ctx, term, one.Host); err != nil {
+		return "", err
+	}
+	revision, err := term.EndEpoch(ctx, one.Host)
+	if err != nil {
+		return "", err
+	}
+	// What its agent had under way when its epoch ended has come to the store before that or not at all.
+	if waits, err := r.needed(ctx, one.Host); waits != "" || err != nil {
+		return waits, err
+	}
+	ca, err := r.CA(ctx)
+	if err != nil {
+		return "", err
+	}
+	certificates, err := r.Store.Certificates(ctx, one.Host)
+	if err != nil {
+		return "", err
+	}
+	list, listRevision, err := r.Store.Revoked(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(list) == 0 { // each host has the first, empty one, and takes only newer ones
+		if list, err = ca.Revoke(nil); err != nil {
+			return "", err
+		}
+	}
+	if list, err = ca.Revoke(list, certificates...); err != nil {
+		return "", err
+	}
+	if err := term.RemoveHost(ctx, one.Host, revision, list, listRevision); err != nil {
+		return "", err
+	}
+	message := fmt.Sprintf("%d certificates of it are revoked", len(certificates))
+	r.Event(ctx, inventory.Event{Kind: "host.removed", Object: string(one.Host), ObjectName: string(one.Host), By: one.By, Message: message})
+	r.Log.LogAttrs(ctx, slog.LevelInfo, "host removed from the cluster", slog.String("host", string(one.Host)))
+	return "", nil
+}
+
+// needed returns what still needs the host.
+func (r *Removals) needed(ctx context.Context, host inventory.HostID) (string, error) {
+	vms, err := r.Store.VMs(ctx)
+	if err != nil {
+		return "", err
+	}
+	if names := inventory.VMsOf(vms, host); len(names) > 0 {
+		return "until others have its VMs: " + strings.Join(names, ", "), nil
+	}
+	plans, err := r.Store.MemberPlans(ctx)
+	if err != nil {
+		return "", err
+	}
+	members, err := r.Store.Members(ctx)
+	if err != nil {
+		return "", err
+	}
+	h, err := r.Store.Host(ctx, host)
+	if err != nil && !fault.Is(err, fault.NotFound) { // one that never started carries nothing
+		return "", err
+	}
+	carries := slices.ContainsFunc(plans, func(p inventory.MemberPlan) bool { return p.Host == host }) ||
+		slices.ContainsFunc(members, func(m store.Member) bool { return h.Spec.StorePeer != "" && m.Peer == h.Spec.StorePeer })
+	if carries {
+		return "until another host carries its member of the store", nil
+	}
+	return "", nil
+}
+
+// moveGateways gives the gateways of a host that goes to the one that leads.
+func (r *Removals) moveGateways(ctx context.Context, term *store.Term, host inventory.HostID) error {
+	networks, err := r.Store.Networks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range networks {
+		if n.Spec.Gateway != host {
+			continue
+		}
+		n.Spec.Gateway = term.Writer().Host()
+		if err := term.Writer().PutNetwork(ctx, n); err != nil {
+			return err
+		}
+		r.Event(ctx, inventory.Event{
+			Kind: "network.gateway-moved", Object: string(n.ID), ObjectName: string(n.ID),
+			Message: fmt.Sprintf("to host %s, since host %s leaves the cluster", n.Spec.Gateway, host),
+		})
+	}
+	return nil
+}

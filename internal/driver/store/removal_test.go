@@ -1,0 +1,109 @@
+package store_test
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+// lead makes the writer's host the leader until the test ends.
+func lead(t *testing.T, s *store.Store, w *store.Writer) *store.Term {
+	t.Helper()
+	term, err := s.Lead(t.Context(), w.Host(), w.Epoch())
+	must(t, err)
+	t.Cleanup(term.End)
+	return term
+}
+
+func TestAHostIsRemovedOnceAndItsNameIsFree(t *testing.T) {
+	s, w := start(t)
+	term := lead(t, s, w)
+	must(t, w.CreateToken(t.Context(), store.Token{ID: "t1", SecretHash: []byte("h"), Expires: time.Now().Add(time.Hour)}))
+	certificate := inventory.HostCertificate{Serial: "ab12", Expires: time.Now().Add(time.Hour).UTC().Truncate(time.Second)}
+	must(t, w.UseToken(t.Context(), "t1", []byte("h"), store.Joining{Host: "host-2", Key: []byte("k"), Certificate: certificate}))
+	other := writer(t, s, "host-2")
+	must(t, other.PutHostSpec(t.Context(), inventory.HostSpec{Address: "192.0.2.2:7443"}))
+	must(t, other.Renew(t.Context(), time.Second, inventory.FencedByNobody))
+	must(t, term.PutMemberPlan(t.Context(), inventory.MemberPlan{Host: "host-2", State: inventory.MemberJoining}))
+	want(t, fault.NotFound, term.PutMemberPlan(t.Context(), inventory.MemberPlan{Host: "host-9"}))
+	want(t, fault.NotFound, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-9", Since: time.Now()}))
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", By: "root", Since: time.Now()}))
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", By: "another", Force: true, Since: time.Now()}))
+	must(t, term.RemovalWaits(t.Context(), "host-2", "for its member"))
+	plans, err := s.Removals(t.Context())
+	must(t, err)
+	if len(plans) != 1 || plans[0].By != "root" || !plans[0].Force || plans[0].Waits != "for its member" {
+		t.Errorf("the plans are %+v", plans)
+	}
+	all, err := s.Certificates(t.Context(), "host-2")
+	must(t, err)
+	if len(all) != 1 || all[0] != certificate {
+		t.Errorf("its certificates are %+v", all)
+	}
+
+	// Its agent starts again in the middle, and is not removed under its own feet.
+	revision, err := term.EndEpoch(t.Context(), "host-2")
+	must(t, err)
+	want(t, fault.Conflict, other.PutHostStatus(t.Context(), inventory.HostStatus{VMs: 1}))
+	other = writer(t, s, "host-2")
+	want(t, fault.Conflict, term.RemoveHost(t.Context(), "host-2", revision, []byte("list"), 0))
+	must(t, other.PutHostStatus(t.Context(), inventory.HostStatus{VMs: 1}))
+
+	revision, err = term.EndEpoch(t.Context(), "host-2")
+	must(t, err)
+	must(t, term.RemoveHost(t.Context(), "host-2", revision, []byte("list"), 0))
+	want(t, fault.NotFound, third(s.Host(t.Context(), "host-2")))
+	want(t, fault.NotFound, third(s.Epoch(t.Context(), "host-2")))
+	want(t, fault.NotFound, third(s.MemberPlan(t.Context(), "host-2")))
+	want(t, fault.Conflict, other.PutHostStatus(t.Context(), inventory.HostStatus{VMs: 2}))
+	want(t, fault.NotFound, term.RemovalWaits(t.Context(), "host-2", "nothing"))
+	list, listRevision, err := s.Revoked(t.Context())
+	must(t, err)
+	if !bytes.Equal(list, []byte("list")) || listRevision == 0 {
+		t.Errorf("revoked is %q at %d", list, listRevision)
+	}
+	renewals, err := s.Renewals(t.Context())
+	must(t, err)
+	for _, r := range renewals {
+		if r.Host == "host-2" {
+			t.Errorf("its renewal is left: %+v", r)
+		}
+	}
+	must(t, w.CreateToken(t.Context(), store.Token{ID: "t2", SecretHash: []byte("h"), Expires: time.Now().Add(time.Hour)}))
+	must(t, w.UseToken(t.Context(), "t2", []byte("h"), store.Joining{Host: "host-2"}))
+}
+
+func third[T any](_ T, err error) error { return err }
+
+func TestAJoinThatCannotBeFinishedIsUndone(t *testing.T) {
+	s, w := start(t)
+	hour := time.Now().Add(time.Hour)
+	must(t, w.CreateToken(t.Context(), store.Token{ID: "t1", SecretHash: []byte("h"), Expires: hour}))
+	j := store.Joining{Host: "host-2", Key: []byte("its key"), Certificate: inventory.HostCertificate{Serial: "1", Expires: hour}}
+	must(t, w.ReturnToken(t.Context(), "t1", []byte("h"), j)) // nothing to undo
+	must(t, w.UseToken(t.Context(), "t1", []byte("h"), j))
+	want(t, fault.Denied, w.ReturnToken(t.Context(), "t1", []byte("guess"), j))
+	want(t, fault.Denied, w.ReturnToken(t.Context(), "t1", []byte("h"), store.Joining{Host: "host-2", Key: []byte("another")}))
+	want(t, fault.Denied, w.ReturnToken(t.Context(), "t9", []byte("h"), j))
+	must(t, w.ReturnToken(t.Context(), "t1", []byte("h"), j))
+	want(t, fault.NotFound, third(s.Epoch(t.Context(), "host-2")))
+	must(t, w.UseToken(t.Context(), "t1", []byte("h"), j)) // it is good again
+	writer(t, s, "host-2")                                 // its agent starts
+	t.Log(want(t, fault.Conflict, w.ReturnToken(t.Context(), "t1", []byte("h"), j)))
+}
+
+func TestTheSealedKeyIsKeptOnce(t *testing.T) {
+	s, w := start(t)
+	want(t, fault.NotFound, third(s.SealedCA(t.Context())))
+	must(t, w.PutSealedCA(t.Context(), []byte("one")))
+	must(t, w.PutSealedCA(t.Context(), []byte("two")))
+	box, err := s.SealedCA(t.Context())
+	must(t, err)
+	if string(box) != "one" {
+		t.Errorf("it is %q", box)
+	}
+}
