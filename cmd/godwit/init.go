@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -77,6 +78,9 @@ func (c *hostConfig) found(identity func() error) (err error) {
 			}
 		}
 	}()
+	if err := hasRoom(c.dir); err != nil {
+		return err
+	}
 	if err := identity(); err != nil {
 		return err
 	}
@@ -84,4 +88,26 @@ func (c *hostConfig) found(identity func() error) (err error) {
 		return err
 	}
 	return c.save()
+}
+
+// foundBytes is more than a new host's folder takes before the host runs.
+const foundBytes = 256 << 10
+
+// hasRoom finds out whether the folder takes what a new host writes: a token is spent before the certificate that it brings is written.
+func hasRoom(dir string) error {
+	path := filepath.Join(dir, "room.new")
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fault.New(fault.NoResources, "data folder: %w", err)
+	}
+	_, err = file.Write(make([]byte, foundBytes))
+	if err == nil {
+		err = file.Sync()
+	}
+	_ = file.Close() // what counts is on the disk, or err says why not
+	_ = os.Remove(path)
+	if err != nil {
+		return fault.New(fault.NoResources, "data folder %s has no room for a host: %w: make room, or take another folder with --data", dir, err)
+	}
+	return nil
 }

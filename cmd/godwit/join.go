@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
 	"github.com/godwit-vm/godwit/api/godwit/v1/godwitv1connect"
@@ -80,9 +79,6 @@ func joinWith(cmd *cobra.Command, text string, f *hostFlags, witness bool) error
 // join exchanges the token for a certificate. The host's key never leaves it. What fails after the cluster has taken the host in is undone by
 // undo, which is nil before.
 func (c *hostConfig) join(cmd *cobra.Command, token peer.Token) (undo func() error, err error) {
-	if err := c.tryDisk(); err != nil { // before the token is spent
-		return nil, err
-	}
 	request, err := peer.NewRequest(c.Host)
 	if err != nil {
 		return nil, err
@@ -90,7 +86,7 @@ func (c *hostConfig) join(cmd *cobra.Command, token peer.Token) (undo func() err
 	caller := peer.DialJoin(token)
 	client := godwitv1connect.NewJoinServiceClient(caller, "https://"+token.Address)
 	resp, err := client.Join(cmd.Context(), connect.NewRequest(&godwitv1.JoinRequest{
-		Token: token.Text(), Host: string(c.Host), Csr: request.CSR(), Addresses: []string{c.Address}, Witness: c.Witness,
+		Token: token.Text(), Host: string(c.Host), Csr: request.CSR(), Addresses: []string{c.Address}, Witness: c.Witness, Now: timestamppb.Now(),
 	}))
 	undo = func() error {
 		ctx, done := context.WithTimeout(context.WithoutCancel(cmd.Context()), undoMax)
@@ -101,7 +97,7 @@ func (c *hostConfig) join(cmd *cobra.Command, token peer.Token) (undo func() err
 		return wire.FromFault(err)
 	}
 	if err != nil {
-		err = fault.Wrap("join", "at "+token.Address, wire.FromFault(err))
+		err = fault.Wrap("join", "at "+token.Address, unheard(err))
 		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.Canceled) {
 			return nil, err // it has answered, and said no
 		}
@@ -143,15 +139,17 @@ func (c *hostConfig) admit(request *peer.Request, welcome *godwitv1.JoinResponse
 	return nil
 }
 
-// joinNeeds is more than what a join writes.
-const joinNeeds = 256 << 10
-
-// tryDisk sees whether the data folder takes what is to be written there.
-func (c *hostConfig) tryDisk() error {
-	path := filepath.Join(c.dir, "room")
-	err := writeSynced(path, make([]byte, joinNeeds))
-	if err = errors.Join(err, os.Remove(path)); err != nil {
-		return fault.New(fault.NoResources, "data folder: %w", err)
+// unheard returns what kept a call from being answered when that is known better here than on the wire: the other side is not who the token
+// speaks of, or does not listen.
+func unheard(err error) error {
+	if connect.IsWireError(err) {
+		return wire.FromFault(err)
 	}
-	return nil
+	if own, is := errors.AsType[*fault.Error](err); is {
+		return own
+	}
+	if refused(err) {
+		return fault.New(fault.Unavailable, "no host answers: check that godwit runs there and that the network reaches it: %w", err)
+	}
+	return wire.FromFault(err)
 }

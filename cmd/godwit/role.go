@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -197,6 +198,9 @@ func runAgent(ctx context.Context, c *hostConfig, r roleRun) error {
 // claim begins the host's epoch and the renewals of its authority, before anything that takes its time, over a connection of their own. release
 // ends both.
 func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRun) (_ *agent.Authority, renewals *store.Store, release func(), err error) {
+	if err := ownAddress(ctx, c.agentAddress()); err != nil {
+		return nil, nil, nil, err
+	}
 	conf := agent.AuthorityConfig{Host: c.Host, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log}
 	waiting, done := context.WithCancel(ctx)
 	var standby sync.WaitGroup
@@ -216,6 +220,16 @@ func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRu
 		a.End(ctx)
 		_ = renewals.Close() // nothing is pending
 	}, nil
+}
+
+// ownAddress finds out that the agent's address is this machine's and free. A copy of a host's data folder on a cloned machine, or a second one
+// here, must not begin an epoch: the host's own agent would have to end.
+func ownAddress(ctx context.Context, address string) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return fault.New(fault.Unavailable, "%w: is it this machine's address, and is another agent on that address? A host's data folder is good for one machine", err)
+	}
+	return l.Close()
 }
 
 // waitForSwitch waits until the switch answers.

@@ -14,6 +14,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/warden"
 	"github.com/godwit-vm/godwit/internal/driver/config"
 	"github.com/godwit-vm/godwit/internal/driver/datadir"
+	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/watchdog"
 	"github.com/godwit-vm/godwit/internal/fault"
 )
@@ -42,6 +43,9 @@ counts before it.`,
 				return err
 			}
 			log := openLog(cmd.Context(), cmd, "warden", set, hangUpRoles)
+			if _, err := peer.Load(c.pki()); err != nil { // no role could do anything; one line is better than their restarts
+				return err
+			}
 			held, err := holdFolders(cmd.Context(), set, log)
 			if err != nil {
 				return err

@@ -13,6 +13,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -2524,6 +2525,7 @@ type JoinRequest struct {
 	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`             // PKCS #10, DER; the key never leaves the new host
 	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // for the certificate
 	Witness       bool                   `protobuf:"varint,30,opt,name=witness,proto3" json:"witness,omitempty"`   // it will run no VMs
+	Now           *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=now,proto3" json:"now,omitempty"`            // by the new host's clock; absent: it is not compared
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2591,6 +2593,13 @@ func (x *JoinRequest) GetWitness() bool {
 		return x.Witness
 	}
 	return false
+}
+
+func (x *JoinRequest) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
 }
 
 type JoinResponse struct {
@@ -5715,7 +5724,7 @@ var File_godwit_v1_api_proto protoreflect.FileDescriptor
 
 const file_godwit_v1_api_proto_rawDesc = "" +
 	"\n" +
-	"\x13godwit/v1/api.proto\x12\tgodwit.v1\x1a\x17godwit/v1/records.proto\x1a\x1egoogle/protobuf/duration.proto\"5\n" +
+	"\x13godwit/v1/api.proto\x12\tgodwit.v1\x1a\x17godwit/v1/records.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\areasons\x18\x02 \x03(\tR\areasons\"\x12\n" +
@@ -5849,13 +5858,14 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x16CancelMigrationRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\"M\n" +
 	"\x17CancelMigrationResponse\x122\n" +
-	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\x81\x01\n" +
+	"\tmigration\x18\x01 \x01(\v2\x14.godwit.v1.MigrationR\tmigration\"\xaf\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x18\n" +
-	"\awitness\x18\x1e \x01(\bR\awitness\"\xf8\x01\n" +
+	"\awitness\x18\x1e \x01(\bR\awitness\x12,\n" +
+	"\x03now\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\"\xf8\x01\n" +
 	"\fJoinResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x0e\n" +
 	"\x02ca\x18\x02 \x01(\fR\x02ca\x12 \n" +
@@ -6248,10 +6258,11 @@ var file_godwit_v1_api_proto_goTypes = []any{
 	(*Boot)(nil),                    // 114: godwit.v1.Boot
 	(*VM)(nil),                      // 115: godwit.v1.VM
 	(*Migration)(nil),               // 116: godwit.v1.Migration
-	(*File)(nil),                    // 117: godwit.v1.File
-	(*Image)(nil),                   // 118: godwit.v1.Image
-	(*Task)(nil),                    // 119: godwit.v1.Task
-	(*Event)(nil),                   // 120: godwit.v1.Event
+	(*timestamppb.Timestamp)(nil),   // 117: google.protobuf.Timestamp
+	(*File)(nil),                    // 118: godwit.v1.File
+	(*Image)(nil),                   // 119: godwit.v1.Image
+	(*Task)(nil),                    // 120: godwit.v1.Task
+	(*Event)(nil),                   // 121: godwit.v1.Event
 }
 var file_godwit_v1_api_proto_depIdxs = []int32{
 	110, // 0: godwit.v1.ListHostsResponse.hosts:type_name -> godwit.v1.Host
@@ -6281,150 +6292,151 @@ var file_godwit_v1_api_proto_depIdxs = []int32{
 	116, // 24: godwit.v1.GetMigrationResponse.migration:type_name -> godwit.v1.Migration
 	116, // 25: godwit.v1.WatchMigrationResponse.migration:type_name -> godwit.v1.Migration
 	116, // 26: godwit.v1.CancelMigrationResponse.migration:type_name -> godwit.v1.Migration
-	52,  // 27: godwit.v1.JoinResponse.store_access:type_name -> godwit.v1.StoreAccess
-	115, // 28: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
-	0,   // 29: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
-	1,   // 30: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
-	115, // 31: godwit.v1.AdmitMoveRequest.vm:type_name -> godwit.v1.VM
-	60,  // 32: godwit.v1.AdmitMoveRequest.files:type_name -> godwit.v1.MoveFile
-	117, // 33: godwit.v1.MoveFile.file:type_name -> godwit.v1.File
-	117, // 34: godwit.v1.AdmitMoveResponse.present:type_name -> godwit.v1.File
-	18,  // 35: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
-	115, // 36: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
-	115, // 37: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
-	115, // 38: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
-	115, // 39: godwit.v1.SetVMResponse.vm:type_name -> godwit.v1.VM
-	19,  // 40: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
-	115, // 41: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
-	115, // 42: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
-	115, // 43: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
-	20,  // 44: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
-	115, // 45: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
-	115, // 46: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
-	118, // 47: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
-	117, // 48: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
-	118, // 49: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
-	117, // 50: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
-	118, // 51: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
-	117, // 52: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
-	118, // 53: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
-	117, // 54: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
-	117, // 55: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
-	118, // 56: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
-	117, // 57: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
-	118, // 58: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
-	117, // 59: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
-	119, // 60: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
-	119, // 61: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
-	119, // 62: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
-	119, // 63: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
-	111, // 64: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
-	120, // 65: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
-	3,   // 66: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
-	5,   // 67: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
-	8,   // 68: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
-	11,  // 69: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
-	13,  // 70: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
-	15,  // 71: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
-	17,  // 72: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
-	22,  // 73: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
-	24,  // 74: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
-	26,  // 75: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
-	28,  // 76: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
-	30,  // 77: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
-	32,  // 78: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
-	34,  // 79: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
-	36,  // 80: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
-	38,  // 81: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
-	40,  // 82: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
-	64,  // 83: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
-	66,  // 84: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
-	68,  // 85: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
-	70,  // 86: godwit.v1.VMService.SetVM:input_type -> godwit.v1.SetVMRequest
-	72,  // 87: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
-	74,  // 88: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
-	76,  // 89: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
-	78,  // 90: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
-	80,  // 91: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
-	82,  // 92: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
-	84,  // 93: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
-	42,  // 94: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
-	44,  // 95: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
-	46,  // 96: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
-	48,  // 97: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
-	50,  // 98: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
-	53,  // 99: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
-	55,  // 100: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
-	57,  // 101: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
-	59,  // 102: godwit.v1.MoveService.AdmitMove:input_type -> godwit.v1.AdmitMoveRequest
-	62,  // 103: godwit.v1.MoveService.EndMove:input_type -> godwit.v1.EndMoveRequest
-	86,  // 104: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
-	88,  // 105: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
-	90,  // 106: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
-	92,  // 107: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
-	94,  // 108: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
-	96,  // 109: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
-	98,  // 110: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
-	100, // 111: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
-	102, // 112: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
-	104, // 113: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
-	106, // 114: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
-	108, // 115: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
-	4,   // 116: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
-	6,   // 117: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
-	9,   // 118: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
-	12,  // 119: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
-	14,  // 120: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
-	16,  // 121: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
-	21,  // 122: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
-	23,  // 123: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
-	25,  // 124: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
-	27,  // 125: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
-	29,  // 126: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
-	31,  // 127: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
-	33,  // 128: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
-	35,  // 129: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
-	37,  // 130: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
-	39,  // 131: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
-	41,  // 132: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
-	65,  // 133: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
-	67,  // 134: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
-	69,  // 135: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
-	71,  // 136: godwit.v1.VMService.SetVM:output_type -> godwit.v1.SetVMResponse
-	73,  // 137: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
-	75,  // 138: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
-	77,  // 139: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
-	79,  // 140: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
-	81,  // 141: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
-	83,  // 142: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
-	85,  // 143: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
-	43,  // 144: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
-	45,  // 145: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
-	47,  // 146: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
-	49,  // 147: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
-	51,  // 148: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
-	54,  // 149: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
-	56,  // 150: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
-	58,  // 151: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
-	61,  // 152: godwit.v1.MoveService.AdmitMove:output_type -> godwit.v1.AdmitMoveResponse
-	63,  // 153: godwit.v1.MoveService.EndMove:output_type -> godwit.v1.EndMoveResponse
-	87,  // 154: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
-	89,  // 155: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
-	91,  // 156: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
-	93,  // 157: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
-	95,  // 158: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
-	97,  // 159: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
-	99,  // 160: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
-	101, // 161: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
-	103, // 162: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
-	105, // 163: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
-	107, // 164: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
-	109, // 165: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
-	116, // [116:166] is the sub-list for method output_type
-	66,  // [66:116] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	117, // 27: godwit.v1.JoinRequest.now:type_name -> google.protobuf.Timestamp
+	52,  // 28: godwit.v1.JoinResponse.store_access:type_name -> godwit.v1.StoreAccess
+	115, // 29: godwit.v1.PrepareRequest.vm:type_name -> godwit.v1.VM
+	0,   // 30: godwit.v1.ReleaseResponse.answer:type_name -> godwit.v1.ReleaseResponse.Answer
+	1,   // 31: godwit.v1.DiscardResponse.answer:type_name -> godwit.v1.DiscardResponse.Answer
+	115, // 32: godwit.v1.AdmitMoveRequest.vm:type_name -> godwit.v1.VM
+	60,  // 33: godwit.v1.AdmitMoveRequest.files:type_name -> godwit.v1.MoveFile
+	118, // 34: godwit.v1.MoveFile.file:type_name -> godwit.v1.File
+	118, // 35: godwit.v1.AdmitMoveResponse.present:type_name -> godwit.v1.File
+	18,  // 36: godwit.v1.CloneVMRequest.seed:type_name -> godwit.v1.Seed
+	115, // 37: godwit.v1.CloneVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 38: godwit.v1.SetTemplateResponse.vm:type_name -> godwit.v1.VM
+	115, // 39: godwit.v1.MoveVMResponse.vm:type_name -> godwit.v1.VM
+	115, // 40: godwit.v1.SetVMResponse.vm:type_name -> godwit.v1.VM
+	19,  // 41: godwit.v1.AddDiskRequest.disk:type_name -> godwit.v1.DiskRequest
+	115, // 42: godwit.v1.AddDiskResponse.vm:type_name -> godwit.v1.VM
+	115, // 43: godwit.v1.RemoveDiskResponse.vm:type_name -> godwit.v1.VM
+	115, // 44: godwit.v1.GrowDiskResponse.vm:type_name -> godwit.v1.VM
+	20,  // 45: godwit.v1.AddNICRequest.nic:type_name -> godwit.v1.NICRequest
+	115, // 46: godwit.v1.AddNICResponse.vm:type_name -> godwit.v1.VM
+	115, // 47: godwit.v1.RemoveNICResponse.vm:type_name -> godwit.v1.VM
+	119, // 48: godwit.v1.ListImagesResponse.images:type_name -> godwit.v1.Image
+	118, // 49: godwit.v1.GetImageRequest.file:type_name -> godwit.v1.File
+	119, // 50: godwit.v1.GetImageResponse.image:type_name -> godwit.v1.Image
+	118, // 51: godwit.v1.CreateImageRequest.file:type_name -> godwit.v1.File
+	119, // 52: godwit.v1.CreateImageResponse.image:type_name -> godwit.v1.Image
+	118, // 53: godwit.v1.ImportImageRequest.file:type_name -> godwit.v1.File
+	119, // 54: godwit.v1.ImportImageResponse.image:type_name -> godwit.v1.Image
+	118, // 55: godwit.v1.CloneImageRequest.file:type_name -> godwit.v1.File
+	118, // 56: godwit.v1.CloneImageRequest.from:type_name -> godwit.v1.File
+	119, // 57: godwit.v1.CloneImageResponse.image:type_name -> godwit.v1.Image
+	118, // 58: godwit.v1.GrowImageRequest.file:type_name -> godwit.v1.File
+	119, // 59: godwit.v1.GrowImageResponse.image:type_name -> godwit.v1.Image
+	118, // 60: godwit.v1.DeleteImageRequest.file:type_name -> godwit.v1.File
+	120, // 61: godwit.v1.ListTasksResponse.tasks:type_name -> godwit.v1.Task
+	120, // 62: godwit.v1.GetTaskResponse.task:type_name -> godwit.v1.Task
+	120, // 63: godwit.v1.WatchTaskResponse.task:type_name -> godwit.v1.Task
+	120, // 64: godwit.v1.CancelTaskResponse.task:type_name -> godwit.v1.Task
+	111, // 65: godwit.v1.ListEventsRequest.since:type_name -> google.protobuf.Duration
+	121, // 66: godwit.v1.ListEventsResponse.event:type_name -> godwit.v1.Event
+	3,   // 67: godwit.v1.HostService.ListHosts:input_type -> godwit.v1.ListHostsRequest
+	5,   // 68: godwit.v1.HostService.GetHost:input_type -> godwit.v1.GetHostRequest
+	8,   // 69: godwit.v1.HostService.Doctor:input_type -> godwit.v1.DoctorRequest
+	11,  // 70: godwit.v1.HostService.CreateToken:input_type -> godwit.v1.CreateTokenRequest
+	13,  // 71: godwit.v1.HostService.CreateNetwork:input_type -> godwit.v1.CreateNetworkRequest
+	15,  // 72: godwit.v1.HostService.ListNetworks:input_type -> godwit.v1.ListNetworksRequest
+	17,  // 73: godwit.v1.VMService.CreateVM:input_type -> godwit.v1.CreateVMRequest
+	22,  // 74: godwit.v1.VMService.ListVMs:input_type -> godwit.v1.ListVMsRequest
+	24,  // 75: godwit.v1.VMService.GetVM:input_type -> godwit.v1.GetVMRequest
+	26,  // 76: godwit.v1.VMService.StartVM:input_type -> godwit.v1.StartVMRequest
+	28,  // 77: godwit.v1.VMService.StopVM:input_type -> godwit.v1.StopVMRequest
+	30,  // 78: godwit.v1.VMService.ResetVM:input_type -> godwit.v1.ResetVMRequest
+	32,  // 79: godwit.v1.VMService.PauseVM:input_type -> godwit.v1.PauseVMRequest
+	34,  // 80: godwit.v1.VMService.ResumeVM:input_type -> godwit.v1.ResumeVMRequest
+	36,  // 81: godwit.v1.VMService.DestroyVM:input_type -> godwit.v1.DestroyVMRequest
+	38,  // 82: godwit.v1.VMService.ConsoleVM:input_type -> godwit.v1.ConsoleVMRequest
+	40,  // 83: godwit.v1.VMService.MigrateVM:input_type -> godwit.v1.MigrateVMRequest
+	64,  // 84: godwit.v1.VMService.CloneVM:input_type -> godwit.v1.CloneVMRequest
+	66,  // 85: godwit.v1.VMService.SetTemplate:input_type -> godwit.v1.SetTemplateRequest
+	68,  // 86: godwit.v1.VMService.MoveVM:input_type -> godwit.v1.MoveVMRequest
+	70,  // 87: godwit.v1.VMService.SetVM:input_type -> godwit.v1.SetVMRequest
+	72,  // 88: godwit.v1.VMService.AddDisk:input_type -> godwit.v1.AddDiskRequest
+	74,  // 89: godwit.v1.VMService.RemoveDisk:input_type -> godwit.v1.RemoveDiskRequest
+	76,  // 90: godwit.v1.VMService.GrowDisk:input_type -> godwit.v1.GrowDiskRequest
+	78,  // 91: godwit.v1.VMService.AddNIC:input_type -> godwit.v1.AddNICRequest
+	80,  // 92: godwit.v1.VMService.RemoveNIC:input_type -> godwit.v1.RemoveNICRequest
+	82,  // 93: godwit.v1.VMService.ScreenshotVM:input_type -> godwit.v1.ScreenshotVMRequest
+	84,  // 94: godwit.v1.VMService.DisplayVM:input_type -> godwit.v1.DisplayVMRequest
+	42,  // 95: godwit.v1.MigrationService.ListMigrations:input_type -> godwit.v1.ListMigrationsRequest
+	44,  // 96: godwit.v1.MigrationService.GetMigration:input_type -> godwit.v1.GetMigrationRequest
+	46,  // 97: godwit.v1.MigrationService.WatchMigration:input_type -> godwit.v1.WatchMigrationRequest
+	48,  // 98: godwit.v1.MigrationService.CancelMigration:input_type -> godwit.v1.CancelMigrationRequest
+	50,  // 99: godwit.v1.JoinService.Join:input_type -> godwit.v1.JoinRequest
+	53,  // 100: godwit.v1.HandoverService.Prepare:input_type -> godwit.v1.PrepareRequest
+	55,  // 101: godwit.v1.HandoverService.Release:input_type -> godwit.v1.ReleaseRequest
+	57,  // 102: godwit.v1.HandoverService.Discard:input_type -> godwit.v1.DiscardRequest
+	59,  // 103: godwit.v1.MoveService.AdmitMove:input_type -> godwit.v1.AdmitMoveRequest
+	62,  // 104: godwit.v1.MoveService.EndMove:input_type -> godwit.v1.EndMoveRequest
+	86,  // 105: godwit.v1.ImageService.ListImages:input_type -> godwit.v1.ListImagesRequest
+	88,  // 106: godwit.v1.ImageService.GetImage:input_type -> godwit.v1.GetImageRequest
+	90,  // 107: godwit.v1.ImageService.CreateImage:input_type -> godwit.v1.CreateImageRequest
+	92,  // 108: godwit.v1.ImageService.ImportImage:input_type -> godwit.v1.ImportImageRequest
+	94,  // 109: godwit.v1.ImageService.CloneImage:input_type -> godwit.v1.CloneImageRequest
+	96,  // 110: godwit.v1.ImageService.GrowImage:input_type -> godwit.v1.GrowImageRequest
+	98,  // 111: godwit.v1.ImageService.DeleteImage:input_type -> godwit.v1.DeleteImageRequest
+	100, // 112: godwit.v1.TaskService.ListTasks:input_type -> godwit.v1.ListTasksRequest
+	102, // 113: godwit.v1.TaskService.GetTask:input_type -> godwit.v1.GetTaskRequest
+	104, // 114: godwit.v1.TaskService.WatchTask:input_type -> godwit.v1.WatchTaskRequest
+	106, // 115: godwit.v1.TaskService.CancelTask:input_type -> godwit.v1.CancelTaskRequest
+	108, // 116: godwit.v1.EventService.ListEvents:input_type -> godwit.v1.ListEventsRequest
+	4,   // 117: godwit.v1.HostService.ListHosts:output_type -> godwit.v1.ListHostsResponse
+	6,   // 118: godwit.v1.HostService.GetHost:output_type -> godwit.v1.GetHostResponse
+	9,   // 119: godwit.v1.HostService.Doctor:output_type -> godwit.v1.DoctorResponse
+	12,  // 120: godwit.v1.HostService.CreateToken:output_type -> godwit.v1.CreateTokenResponse
+	14,  // 121: godwit.v1.HostService.CreateNetwork:output_type -> godwit.v1.CreateNetworkResponse
+	16,  // 122: godwit.v1.HostService.ListNetworks:output_type -> godwit.v1.ListNetworksResponse
+	21,  // 123: godwit.v1.VMService.CreateVM:output_type -> godwit.v1.CreateVMResponse
+	23,  // 124: godwit.v1.VMService.ListVMs:output_type -> godwit.v1.ListVMsResponse
+	25,  // 125: godwit.v1.VMService.GetVM:output_type -> godwit.v1.GetVMResponse
+	27,  // 126: godwit.v1.VMService.StartVM:output_type -> godwit.v1.StartVMResponse
+	29,  // 127: godwit.v1.VMService.StopVM:output_type -> godwit.v1.StopVMResponse
+	31,  // 128: godwit.v1.VMService.ResetVM:output_type -> godwit.v1.ResetVMResponse
+	33,  // 129: godwit.v1.VMService.PauseVM:output_type -> godwit.v1.PauseVMResponse
+	35,  // 130: godwit.v1.VMService.ResumeVM:output_type -> godwit.v1.ResumeVMResponse
+	37,  // 131: godwit.v1.VMService.DestroyVM:output_type -> godwit.v1.DestroyVMResponse
+	39,  // 132: godwit.v1.VMService.ConsoleVM:output_type -> godwit.v1.ConsoleVMResponse
+	41,  // 133: godwit.v1.VMService.MigrateVM:output_type -> godwit.v1.MigrateVMResponse
+	65,  // 134: godwit.v1.VMService.CloneVM:output_type -> godwit.v1.CloneVMResponse
+	67,  // 135: godwit.v1.VMService.SetTemplate:output_type -> godwit.v1.SetTemplateResponse
+	69,  // 136: godwit.v1.VMService.MoveVM:output_type -> godwit.v1.MoveVMResponse
+	71,  // 137: godwit.v1.VMService.SetVM:output_type -> godwit.v1.SetVMResponse
+	73,  // 138: godwit.v1.VMService.AddDisk:output_type -> godwit.v1.AddDiskResponse
+	75,  // 139: godwit.v1.VMService.RemoveDisk:output_type -> godwit.v1.RemoveDiskResponse
+	77,  // 140: godwit.v1.VMService.GrowDisk:output_type -> godwit.v1.GrowDiskResponse
+	79,  // 141: godwit.v1.VMService.AddNIC:output_type -> godwit.v1.AddNICResponse
+	81,  // 142: godwit.v1.VMService.RemoveNIC:output_type -> godwit.v1.RemoveNICResponse
+	83,  // 143: godwit.v1.VMService.ScreenshotVM:output_type -> godwit.v1.ScreenshotVMResponse
+	85,  // 144: godwit.v1.VMService.DisplayVM:output_type -> godwit.v1.DisplayVMResponse
+	43,  // 145: godwit.v1.MigrationService.ListMigrations:output_type -> godwit.v1.ListMigrationsResponse
+	45,  // 146: godwit.v1.MigrationService.GetMigration:output_type -> godwit.v1.GetMigrationResponse
+	47,  // 147: godwit.v1.MigrationService.WatchMigration:output_type -> godwit.v1.WatchMigrationResponse
+	49,  // 148: godwit.v1.MigrationService.CancelMigration:output_type -> godwit.v1.CancelMigrationResponse
+	51,  // 149: godwit.v1.JoinService.Join:output_type -> godwit.v1.JoinResponse
+	54,  // 150: godwit.v1.HandoverService.Prepare:output_type -> godwit.v1.PrepareResponse
+	56,  // 151: godwit.v1.HandoverService.Release:output_type -> godwit.v1.ReleaseResponse
+	58,  // 152: godwit.v1.HandoverService.Discard:output_type -> godwit.v1.DiscardResponse
+	61,  // 153: godwit.v1.MoveService.AdmitMove:output_type -> godwit.v1.AdmitMoveResponse
+	63,  // 154: godwit.v1.MoveService.EndMove:output_type -> godwit.v1.EndMoveResponse
+	87,  // 155: godwit.v1.ImageService.ListImages:output_type -> godwit.v1.ListImagesResponse
+	89,  // 156: godwit.v1.ImageService.GetImage:output_type -> godwit.v1.GetImageResponse
+	91,  // 157: godwit.v1.ImageService.CreateImage:output_type -> godwit.v1.CreateImageResponse
+	93,  // 158: godwit.v1.ImageService.ImportImage:output_type -> godwit.v1.ImportImageResponse
+	95,  // 159: godwit.v1.ImageService.CloneImage:output_type -> godwit.v1.CloneImageResponse
+	97,  // 160: godwit.v1.ImageService.GrowImage:output_type -> godwit.v1.GrowImageResponse
+	99,  // 161: godwit.v1.ImageService.DeleteImage:output_type -> godwit.v1.DeleteImageResponse
+	101, // 162: godwit.v1.TaskService.ListTasks:output_type -> godwit.v1.ListTasksResponse
+	103, // 163: godwit.v1.TaskService.GetTask:output_type -> godwit.v1.GetTaskResponse
+	105, // 164: godwit.v1.TaskService.WatchTask:output_type -> godwit.v1.WatchTaskResponse
+	107, // 165: godwit.v1.TaskService.CancelTask:output_type -> godwit.v1.CancelTaskResponse
+	109, // 166: godwit.v1.EventService.ListEvents:output_type -> godwit.v1.ListEventsResponse
+	117, // [117:167] is the sub-list for method output_type
+	67,  // [67:117] is the sub-list for method input_type
+	67,  // [67:67] is the sub-list for extension type_name
+	67,  // [67:67] is the sub-list for extension extendee
+	0,   // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_godwit_v1_api_proto_init() }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -16,6 +17,9 @@ type joins struct{ agent *agent.Agent }
 // Join takes a host into the cluster in exchange for a one-time token.
 func (s *joins) Join(ctx context.Context, req *connect.Request[godwitv1.JoinRequest]) (*connect.Response[godwitv1.JoinResponse], error) {
 	m := req.Msg
+	if err := clocksAgree(m.GetHost(), m.GetNow(), time.Now()); err != nil {
+		return nil, err
+	}
 	welcome, err := s.agent.Join(ctx, m.GetToken(), inventory.HostID(m.GetHost()), m.GetCsr(), m.GetAddresses(), m.GetWitness())
 	if err != nil {
 		return nil, err
