@@ -23,6 +23,7 @@ const storeAway = 6500 * time.Millisecond
 // time, and not ended; when the store answers again it runs on in its process, its memory and its TCP connection live on, and whoever
 // looks is told why it stood. A VM on a datastore that no other host has does not notice.
 func TestStoreStandsStill(t *testing.T) {
+	t.Parallel()
 	f := land(t)
 	host := f.Hosts[1]
 	before := f.info(t)
@@ -31,6 +32,8 @@ func TestStoreStandsStill(t *testing.T) {
 	if _, err := host.Godwit(step(t), "vm", "pause", pausedName); err != nil {
 		t.Fatal(err)
 	}
+	f.small(t, host, hungName, "shared")
+	hung := f.hang(t, host, hungName)
 	away := restart{Host: f.Hosts[0]}.pids(t, everyone...)
 	began := time.Now()
 	f.stopAll(t, away)
@@ -46,6 +49,7 @@ func TestStoreStandsStill(t *testing.T) {
 	f.healthy(t, host)
 	f.told(t, host, "", "host.isolated", "host.recovered", "vm.paused", "vm.resumed")
 	f.unmoved(t, host, own)
+	f.startedAgain(t, host, hung)
 	if vm, err := host.VM(step(t), pausedName); err != nil || vm.GetStatus().GetState() != inventory.Paused.String() || vm.GetStatus().GetDetail() != "on request" {
 		t.Errorf("a VM that its user has paused is %s (%s), %v", vm.GetStatus().GetState(), vm.GetStatus().GetDetail(), err)
 	}
@@ -103,7 +107,40 @@ func land(t *testing.T) *flight {
 const (
 	localName  = "local-1"
 	pausedName = "paused-1"
+	hungName   = "hung-1"
 )
+
+// hang stops the VM's QEMU, so that it hears nothing, and returns the VM.
+func (f *flight) hang(t *testing.T, h *lab.Host, name string) *godwitv1.VM {
+	t.Helper()
+	vm, err := h.VM(step(t), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(int(vm.GetStatus().GetPid()), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+// startedAgain demands that the VM that could not be stopped was ended, and runs anew.
+func (f *flight) startedAgain(t *testing.T, h *lab.Host, before *godwitv1.VM) {
+	t.Helper()
+	if err := lab.Until(t.Context(), stepMax, func() error {
+		vm, err := h.VM(t.Context(), before.GetId())
+		if err != nil {
+			return err
+		}
+		s := vm.GetStatus()
+		if s.GetState() != inventory.Running.String() || s.GetPid() == before.GetStatus().GetPid() || vm.GetRun().GetGeneration() <= before.GetRun().GetGeneration() {
+			return fmt.Errorf("it is %s (%s) in process %d as generation %d", s.GetState(), s.GetDetail(), s.GetPid(), vm.GetRun().GetGeneration())
+		}
+		return nil
+	}); err != nil {
+		t.Errorf("a VM that did not stop was not ended and started again: %v", err)
+	}
+	f.told(t, h, before.GetId(), "vm.crashed", "vm.restarted")
+}
 
 // small starts a VM without a system and returns it.
 func (f *flight) small(t *testing.T, h *lab.Host, name, datastore string) *godwitv1.VM {
@@ -200,6 +237,7 @@ func (f *flight) told(t *testing.T, h *lab.Host, object string, kinds ...string)
 // The story: the VM's host loses its power and is back before anybody thinks of its VMs. It starts them again by itself, and says why. Then it
 // loses its power again, and another host starts them; when it is back it leaves them alone.
 func TestPowerIsLost(t *testing.T) {
+	t.Parallel()
 	f := &flight{Cluster: startCluster(t, lab.Options{Hosts: 2, Watchdog: true})}
 	host := f.Hosts[1]
 	if _, err := host.LinuxVM(step(t), vmName, vmMemory, 16*inventory.MiB); err != nil {

@@ -41,6 +41,7 @@ type renewer struct {
 	mu      sync.Mutex
 	machine authority.Agent
 	stopped bool              // VMs are to stand
+	resumed authority.Moment  // when they were let run on last
 	fenced  inventory.Fencing // as the last renewal said
 	ending  func() bool       // not nil: this host ends in order; it says whether VMs run on
 	over    error             // why the authority is over for good
@@ -135,7 +136,7 @@ func (r *renewer) step(ctx context.Context, all *sync.WaitGroup, e authority.Age
 		case authority.StopVMs:
 			r.stopped, changed = true, true
 		case authority.ResumeVMs:
-			r.stopped, changed = false, true
+			r.stopped, r.resumed, changed = false, e.Now, true
 		case authority.GiveUp:
 			r.over = r.last
 		}
@@ -264,6 +265,13 @@ func (r *renewer) standstill() (stopped bool, changed <-chan struct{}, over erro
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.stopped, r.changed, r.over
+}
+
+// lately reports whether VMs stand for want of authority, or did a moment ago.
+func (r *renewer) lately() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stopped || r.resumed != 0 && r.now()-r.resumed < r.settings.Lease
 }
 
 // trouble returns why the last renewal was not done, nil when it was.

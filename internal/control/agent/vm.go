@@ -14,6 +14,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // vmCallsMax bounds the requests that wait for one VM's loop.
@@ -320,6 +321,11 @@ func (v *vm) powerOff(ctx context.Context, why string) {
 func (v *vm) afterExit(ctx context.Context) {
 	exit := v.process.Exit()
 	v.cleanUp(ctx)
+	if v.agent.Authority.lately() && v.stored.Run.Wanted == inventory.PowerOn && v.agent.arbiterOf(v.stored.Spec) == authority.LeaseArbitrates {
+		v.revival = newRevival("its host had lost its authority, and it did not stop", 0)
+		v.state(ctx, inventory.Crashed, v.revival.why)
+		return
+	}
 	v.state(ctx, inventory.Crashed, exit.String()+": godwit vm start starts it again")
 }
 
