@@ -147,7 +147,7 @@ func (a *Agent) BackUp(ctx context.Context) (store.Manifest, *store.Snapshot, er
 		return store.Manifest{}, nil, err
 	}
 	m := store.Manifest{
-		Cluster: a.Identity.Cluster(), Host: a.Host(), Made: time.Now(), Version: a.Version, Etcd: snapshot.Etcd, Revision: snapshot.Revision, VMs: len(vms),
+		Cluster: a.Identity.Cluster(), Host: a.Host(), Made: time.Now(), Version: a.Version, Etcd: snapshot.Etcd, Revision: max(snapshot.Revision, h.Revision), VMs: len(vms),
 	}
 	for _, member := range h.Members {
 		m.Members = append(m.Members, member.Name)

@@ -48,7 +48,7 @@ type Manifest struct {
 // Snapshot is one member's data as of one moment.
 type Snapshot struct {
 	Etcd     string // version of the member that it comes from
-	Revision int64
+	Revision int64  // 0: the member did not say
 	io.ReadCloser
 }
 
