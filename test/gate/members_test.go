@@ -79,7 +79,7 @@ func TestTheFirstHostIsOneOfMany(t *testing.T) {
 	}
 	refused("it does not answer", "host", "remove", "host-1")
 	refused("nobody has proven that it is dead", "host", "remove", "host-1", "--force")
-	for _, args := range [][]string{{"host", "confirm-dead", "host-1"}, {"host", "remove", "host-1", "--force"}} {
+	for _, args := range [][]string{{"host", "confirm-dead", "host-1", "--yes"}, {"host", "remove", "host-1", "--force"}} {
 		if err := lab.Until(step(t), stepMax, func() error { _, err := second.Godwit(t.Context(), args...); return err }); err != nil {
 			t.Fatal(err)
 		}

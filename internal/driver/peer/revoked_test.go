@@ -1,0 +1,92 @@
+package peer_test
+
+import (
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/fault"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
+
+func TestARemovedHostIsToldSo(t *testing.T) {
+	c := newCluster(t, "alps")
+	second, third := c.join(t, "host-2"), c.join(t, "host-3")
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: requireHost(hello)})
+	dialer := peer.NewDialer(second)
+	defer dialer.Close()
+	client := dialer.HTTPClient("host-1", address)
+	code, _, err := get(t, client, "https://"+address+"/x")
+	must(t, err)
+	must(t, second.Removed(t.Context(), address))
+	if code != http.StatusOK {
+		t.Fatalf("got %d before", code)
+	}
+	list, err := c.ca.Revoke(nil)
+	must(t, err)
+	gone := second.Certificate()
+	if list, err = c.ca.Revoke(list, gone, inventory.HostCertificate{Serial: "0a", Expires: time.Now().Add(-time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	must(t, c.first.SaveRevoked(list))
+
+	// The connection that was open before is over too, and so is every new one; others go on.
+	code, body, err := get(t, client, "https://"+address+"/x")
+	must(t, err)
+	if code != http.StatusForbidden || !strings.Contains(body, "removed") {
+		t.Errorf("got %d %q", code, body)
+	}
+	if text := want(t, fault.Denied, second.Removed(t.Context(), address)); !strings.Contains(text, "host host-2 was removed from cluster alps") {
+		t.Error(text)
+	}
+	_, err = dialer.DialStream(t.Context(), "host-1", address, []byte("x"))
+	if err == nil {
+		t.Error("a removed host has a stream")
+	}
+	others := peer.NewDialer(third)
+	defer others.Close()
+	if code, _, err := get(t, others.HTTPClient("host-1", address), "https://"+address+"/x"); err != nil || code != http.StatusOK {
+		t.Errorf("another host got %d, %v", code, err)
+	}
+	must(t, third.Removed(t.Context(), address))
+	must(t, third.Removed(t.Context(), "127.0.0.1:1")) // nobody there says nothing
+
+	// An older list does not come back, and none of another cluster.
+	old, err := c.ca.Revoke(nil)
+	must(t, err)
+	must(t, c.first.SaveRevoked(old))
+	want(t, fault.Denied, second.Removed(t.Context(), address))
+	foreign, err := newCluster(t, "alps").ca.Revoke(list)
+	must(t, err)
+	want(t, fault.Denied, c.first.SaveRevoked(foreign))
+}
+
+func TestTheKeyOfTheCAIsSealed(t *testing.T) {
+	dir := t.TempDir()
+	id, err := peer.Init(dir, "alps", "host-1", []string{"127.0.0.1"})
+	must(t, err)
+	ca, err := peer.LoadCA(dir)
+	must(t, err)
+	secret, err := peer.LoadSecret(dir)
+	must(t, err)
+	box, err := ca.Seal(secret)
+	must(t, err)
+	opened, err := id.UnsealCA(secret, box)
+	must(t, err)
+	request, err := peer.NewRequest("host-2")
+	must(t, err)
+	certificate, err := opened.Sign(request.CSR(), "host-2", []string{"127.0.0.1"})
+	must(t, err)
+	second, err := request.Save(filepath.Join(t.TempDir(), "pki"), opened.Certificate(), certificate)
+	must(t, err)
+	if second.Host() != "host-2" {
+		t.Errorf("it signed for %s", second.Host())
+	}
+	want(t, fault.Denied, errOf(id.UnsealCA(peer.NewSecret(), box)))
+	want(t, fault.Denied, errOf(newCluster(t, "alps").first.UnsealCA(secret, box))) // of another CA with the same secret
+	want(t, fault.Invalid, errOf(id.UnsealCA(secret[1:], box)))
+	want(t, fault.NotFound, errOf(peer.LoadSecret(t.TempDir())))
+}
