@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -46,6 +47,7 @@ type Options struct {
 	Log    io.Writer // the hosts' logs; nil: a file per host in the cluster's folder
 	Cables bool      // each host in a network namespace of its own, with a cable to a LAN (cables.go); needs root
 	Run    []string  // more flags for godwit run
+	Init   []string  // more flags for godwit init
 	// Watchdog gives each host a watchdog of its own outside of it, which ends all of its processes when it was not fed (watchdog.go).
 	Watchdog bool
 	// Fires is called when a host's machine is reset by its watchdog or loses its power, before its processes are dead.
@@ -129,7 +131,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 		c.Hosts = append(c.Hosts, h)
 	}
 	first := c.Hosts[0]
-	if _, err := first.Godwit(ctx, append([]string{"init"}, first.flags()...)...); err != nil {
+	if _, err := first.Godwit(ctx, slices.Concat([]string{"init"}, first.flags(), o.Init)...); err != nil {
 		return nil, err
 	}
 	if err := first.Up(ctx); err != nil {
