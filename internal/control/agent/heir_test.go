@@ -37,7 +37,7 @@ func TestHeirLost(t *testing.T) {
 		return records{&Agent{Config: Config{Host: id, Store: s}, writer: s.As(id, now.Epoch)}}
 	}
 	source := host("host-1", "boot-1")
-	target := host("host-2", "boot-2")
+	host("host-2", "boot-2")
 	ok(t, source.agent.writer.CreateVM(t.Context(), inventory.VM{ID: "vm-a", Spec: inventory.VMSpec{Name: "a"}, Run: inventory.VMRun{Owner: "host-1", Generation: 1}}))
 	heir := func(id inventory.MigrationID) inventory.Heir {
 		run, err := source.Run(t.Context(), "vm-a")
@@ -61,7 +61,7 @@ func TestHeirLost(t *testing.T) {
 	lost("mig-1", "")
 	host("host-2", "boot-2\n") // its agent was started again, by an older version: the same boot
 	lost("mig-1", "")
-	target = host("host-2", "boot-3")
+	target := host("host-2", "boot-3")
 	lost("mig-1", "was booted since")
 	ok(t, source.ClearHeir(t.Context(), "vm-a", "mig-1"))
 	lost("mig-1", "")
