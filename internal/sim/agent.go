@@ -224,6 +224,13 @@ func (a *agent) renew(do authority.AgentAction) {
 	n, fencing := a.sequence, a.fencing()
 	sent, wall := h.w.now, h.now()+h.clock.wall
 	applied := false
+	if last, _ := s.records.alive[h.i].last(); last.Lease > do.Lease {
+		h.w.nick(h, 30, func() {
+			// The renewal of a shorter lease is done, its answer is lost, and so are those after it.
+			h.w.say("fault", "%s is cut off as it sends a shorter lease", h.id)
+			h.w.heals(h.w.isolate(h, true, false, management), h.w.between(6*time.Second, 20*time.Second))
+		})
+	}
 	s.do(h, a.p, h.w.settings.RenewTimeout, true, func() error {
 		err := s.records.renew(h.i, a.epoch, n, aliveRecord{Renewal: inventory.Renewal{Host: h.id, Lease: do.Lease, Fencing: fencing}, wall: wall})
 		if err == nil && !applied {

@@ -147,6 +147,7 @@ func secs(lo, hi float64) [2]time.Duration {
 // trouble lets faults begin until a moment, some of them close together.
 func (w *world) trouble(until moment) {
 	chaos := rand.New(rand.NewPCG(w.seed, 0xfa0175)) // of its own, so that what strikes does not depend on what happens
+	w.troubleEnds = until
 	total := 0
 	for _, f := range faults {
 		total += f.weight
@@ -170,6 +171,41 @@ func (w *world) trouble(until moment) {
 		w.after(pause, nil, next)
 	}
 	w.after(w.between(20*time.Second, 60*time.Second), nil, next)
+}
+
+// nick kills or stops an agent, now and then, at one of the steps where that is worst; wound does something else to its host.
+func (w *world) nick(h *host, percent int, wound func()) {
+	if w.now < 20*time.Second || w.now > w.troubleEnds-30*time.Second || !w.chance(percent) {
+		return
+	}
+	w.serial++
+	w.stats.Faults++
+	w.calmSince = w.now
+	w.after(w.between(0, 2*time.Millisecond), nil, wound)
+}
+
+// heals ends a fault after a while.
+func (w *world) heals(end func(), after time.Duration) {
+	w.active++
+	w.after(after, nil, func() {
+		end()
+		w.active--
+		w.calmSince = w.now
+	})
+}
+
+// nickAgent kills the agent of a host within the next two milliseconds, or stops it for a while.
+func (w *world) nickAgent(h *host) {
+	w.nick(h, 2, func() {
+		if w.chance(60) {
+			w.say("fault", "%s has its agent killed at a step that matters", h.id)
+			h.killAgent()
+			return
+		}
+		d := w.between(100*time.Millisecond, 20*time.Second)
+		w.say("fault", "%s has its agent stopped at a step that matters", h.id)
+		h.stopAgent(d)
+	})
 }
 
 // strike begins one fault, and ends it.

@@ -46,7 +46,7 @@ func (w *world) delay(from, to int) time.Duration {
 	return d
 }
 
-// send delivers a message on the management plane. One that meets a cut is lost, or comes when TCP gets it through, at most ten seconds late.
+// send delivers a message on the management plane. One that meets a cut is lost, or comes when TCP gets it through, at most twenty seconds late.
 func (w *world) send(from, to int, p *proc, do func()) {
 	d := w.delay(from, to)
 	if w.net.reaches(management, from, to) {
@@ -54,7 +54,7 @@ func (w *world) send(from, to int, p *proc, do func()) {
 		return
 	}
 	if w.chance(w.net.again) {
-		w.resend(from, to, p, do, w.now+w.between(0, 10*time.Second), 200*time.Millisecond)
+		w.resend(from, to, p, do, w.now+w.between(0, 20*time.Second), 200*time.Millisecond)
 	}
 }
 

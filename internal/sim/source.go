@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
@@ -96,7 +97,7 @@ func (s *source) act(actions []handover.SourceAction) {
 			s.cancel()
 		}
 	case handover.SourceJournal:
-		// A process may be killed between any two steps.
+		w.nickAgent(h)
 		w.after(w.between(20*time.Microsecond, time.Millisecond), s.a.p, func() {
 			fault := w.rng.IntN(200) == 0
 			if !fault || w.chance(50) {
@@ -110,6 +111,12 @@ func (s *source) act(actions []handover.SourceAction) {
 		})
 		return
 	case handover.SendRelease:
+		w.nickAgent(h)
+		w.nick(h, 2, func() {
+			// What it has sent comes when it is back, if TCP tries that long.
+			w.say("fault", "%s is cut off as it releases %s", h.id, s.mv.vm.id)
+			w.heals(w.isolate(h, true, true, management), w.between(8600*time.Millisecond, 12*time.Second))
+		})
 		s.call(func(t *agent, reply func(handover.Answer)) { t.release(s.mv, reply) })
 	case handover.SendDiscard:
 		s.call(func(t *agent, reply func(handover.Answer)) { t.discard(s.mv, reply) })
@@ -244,7 +251,7 @@ func (s *source) copies() {
 // setHeir names the heir while the guest runs still, or waits at the gate.
 func (s *source) setHeir() {
 	w, e, h, mv := s.w(), s.w().etcd, s.a.h, s.mv
-	if s.m.Heir || s.over || s.m.State != handover.SourceCopying && s.m.State != handover.SourceGate {
+	if defect.Seeded.OwnerAfterCont() || s.m.Heir || s.over || s.m.State != handover.SourceCopying && s.m.State != handover.SourceGate {
 		return
 	}
 	e.do(h, s.a.p, callTimeout, true, func() error {

@@ -167,6 +167,7 @@ func (t *target) act(actions []handover.TargetAction) {
 	}
 	switch do.Kind {
 	case handover.TargetJournal:
+		w.nickAgent(h)
 		w.after(w.between(20*time.Microsecond, time.Millisecond), t.a.p, func() {
 			fault := w.rng.IntN(200) == 0
 			if !fault || w.chance(50) {
@@ -199,6 +200,7 @@ func (t *target) act(actions []handover.TargetAction) {
 			t.give(handover.TargetEvent{Kind: e}, nil)
 		})
 	case handover.SendAnswer:
+		w.nickAgent(h)
 		for _, reply := range t.waiting {
 			reply(do.Answer)
 		}

@@ -25,21 +25,22 @@ type world struct {
 	story    *strings.Builder // nil: nobody reads it
 	settings authority.Settings
 
-	hosts      []*host
-	nodes      int // hosts, then witnesses, then the storage
-	etcd       *etcd
-	net        network
-	vms        []*vm
-	moves      []*move
-	active     int    // faults that last
-	activeHost int    // whose the last one is, -1: nobody's
-	calmSince  moment // the end of the last fault
-	strikes    int    // faults so far, those that were left out included
-	serial     int    // of the last fault that began
-	steal      bool   // processes lose a fifth of their time
-	broken     *Violation
-	stats      Stats
-	weak       weakness
+	hosts       []*host
+	nodes       int // hosts, then witnesses, then the storage
+	etcd        *etcd
+	net         network
+	vms         []*vm
+	moves       []*move
+	active      int    // faults that last
+	activeHost  int    // whose the last one is, -1: nobody's
+	calmSince   moment // the end of the last fault
+	troubleEnds moment
+	strikes     int  // faults so far, those that were left out included
+	serial      int  // of the last fault that began
+	steal       bool // processes lose a fifth of their time
+	broken      *Violation
+	stats       Stats
+	weak        weakness
 }
 
 // weakness switches a guard of the simulated executors off, so that a test can see the check behind it.
