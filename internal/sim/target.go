@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/defect"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
@@ -282,13 +283,16 @@ func (t *target) tick() {
 func (t *target) readRecord() {
 	e, h, mv := t.w().etcd, t.a.h, t.mv
 	var r moveRecord
+	var run inventory.VMRun
 	e.do(h, t.a.p, callTimeout, false, func() error {
 		r, _ = e.records.move[mv.i].last()
+		run, _ = e.records.run[mv.vm.i].last()
 		return nil
 	}, func(err error) {
 		switch {
 		case err != nil:
-		case r.final:
+		case r.final || run.Owner != mv.source.id && run.Heir.Migration != mv.id && !defect.Seeded.OwnerAfterCont():
+			// The leader has given the VM away, perhaps to this host, whose loop of it must not wait for a source that is dead.
 			t.give(handover.TargetEvent{Kind: handover.TargetOwnerRefused}, nil)
 		case r.released && t.m.State == handover.TargetLoadedUp:
 			t.give(handover.TargetEvent{Kind: handover.TargetReleased}, nil)
