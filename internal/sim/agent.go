@@ -226,9 +226,9 @@ func (a *agent) renew(do authority.AgentAction) {
 	applied := false
 	if last, _ := s.records.alive[h.i].last(); last.Lease > do.Lease {
 		h.w.nick(h, 30, func() {
-			// The renewal of a shorter lease is done, its answer is lost, and so are those after it.
+			// The renewal of a shorter lease is under way and done, its answer is lost, and nothing comes after it.
 			h.w.say("fault", "%s is cut off as it sends a shorter lease", h.id)
-			h.w.heals(h.w.isolate(h, true, false, management), h.w.between(6*time.Second, 20*time.Second))
+			h.w.heals(h.w.isolate(h, true, true, management), h.w.between(10*time.Second, 20*time.Second))
 		})
 	}
 	s.do(h, a.p, h.w.settings.RenewTimeout, true, func() error {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -44,6 +45,9 @@ func (w *world) began(q *qemu) {
 		if o != q && o.runs {
 			w.breaks("S1", "%s runs on %s (generation %d) and on %s (generation %d)", v.id, o.host.id, o.generation, q.host.id, q.generation)
 		}
+	}
+	if q.doomed {
+		w.breaks("S7", "%s runs on at %s, though its warden has to end what was here when the host was fenced", v.id, q.host.id)
 	}
 	if v.ops.off && !v.ops.doubt {
 		w.breaks("S4", "%s was powered off, and its user told so, and runs again on %s", v.id, q.host.id)
@@ -143,6 +147,7 @@ func (w *world) killedBy(q *qemu, why string) {
 	if q.vm.arbiter == authority.StorageArbitrates {
 		w.breaks("L4", "the warden of %s kills %s (%s), though its storage arbitrates", h.id, q.vm.id, why)
 	}
+	q.doomed = q.doomed || w.vms[q.vm.i].arbiter == authority.LeaseArbitrates && slices.Contains(h.warden.m.Doomed(), q.vm.id)
 	e, _ := w.etcd.records.epoch[h.i].last()
 	if h.warden.stale {
 		// Its predecessor stood still for so long that what it wrote down is over. A watchdog would have reset the host by now, so nobody

@@ -47,6 +47,23 @@ var faults = []fault{
 			w.after(3*time.Second, nil, func() { w.net.lag[slow.node] = 0 })
 		}, true
 	}},
+	{"has a slow link, then none, and a QEMU that neither answers nor dies", 5, secs(12, 20), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		if !w.someQEMU(h, func(q *qemu) { q.stuck, q.hung = w.now+lasts, w.now+lasts }) {
+			return nil, false
+		}
+		w.net.lag[h.node] = 850 * time.Millisecond
+		heal, over := func() {}, false
+		w.after(w.between(2*time.Second, 4*time.Second), nil, func() {
+			if !over {
+				heal = w.isolate(h, true, true, management)
+			}
+		})
+		return func() {
+			over = true
+			heal()
+			w.net.lag[h.node] = 0
+		}, true
+	}},
 	{"has a slow link", 9, secs(2, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		w.net.lag[h.node] = w.between(100*time.Millisecond, 5*time.Second)
 		return func() { w.net.lag[h.node] = 0 }, true

@@ -58,6 +58,7 @@ type qemu struct {
 	dead       bool
 	frozen     bool
 	killed     bool
+	doomed     bool   // by its warden, since the host was fenced
 	hung       moment // QMP does not answer until then
 	stuck      moment // it ignores SIGKILL and the freezer until then
 	under      int    // writes under way

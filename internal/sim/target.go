@@ -290,7 +290,7 @@ func (t *target) readRecord() {
 		return nil
 	}, func(err error) {
 		switch {
-		case err != nil:
+		case err != nil || t.acting || t.m.State != handover.TargetLoadedUp && t.m.State != handover.TargetIncoming: // it has gone on meanwhile
 		case r.final || run.Owner != mv.source.id && run.Heir.Migration != mv.id && !defect.Seeded.OwnerAfterCont():
 			// The leader has given the VM away, perhaps to this host, whose loop of it must not wait for a source that is dead.
 			t.give(handover.TargetEvent{Kind: handover.TargetOwnerRefused}, nil)
