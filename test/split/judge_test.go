@@ -17,6 +17,7 @@ func TestTheJudgeSeesTwoCopies(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests need root: run make test as root")
 	}
+	t.Parallel()
 	ctx := t.Context()
 	w := newWorld(0)
 	w.lostPass, w.watchdogs = true, true
