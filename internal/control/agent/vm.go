@@ -131,10 +131,11 @@ func (v *vm) do(ctx context.Context, f func(context.Context) error) error {
 		defer stop()
 		result <- f(within)
 	}
+	left := fault.New(fault.Conflict, "vm %s left this host: try again", v.id)
 	select {
 	case v.calls <- call:
 	case <-v.over:
-		return fault.New(fault.Conflict, "vm %s left this host: try again", v.id)
+		return left
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -145,7 +146,10 @@ func (v *vm) do(ctx context.Context, f func(context.Context) error) error {
 		select {
 		case err := <-result:
 			return err
-		default:
+		default: // it was not begun
+		}
+		if v.gone {
+			return left
 		}
 		return fault.New(fault.Unavailable, "the agent of %s stops: try again", v.agent.Host())
 	}
