@@ -89,6 +89,9 @@ func (w *world) begin(ctx context.Context, hosts int) (err error) {
 	if err := os.WriteFile(filepath.Join(w.cluster.Datastore, idleROM), tiny.Idle(), 0o644); err != nil { //nolint:gosec // QEMU's user reads it
 		return err
 	}
+	if err := w.members(ctx); err != nil {
+		return err
+	}
 	for i, h := range w.cluster.Hosts {
 		if err := w.addVM(ctx, i+1, h); err != nil {
 			return err
@@ -100,6 +103,26 @@ func (w *world) begin(ctx context.Context, hosts int) (err error) {
 		}
 	}
 	return nil
+}
+
+// members waits until each host carries a voting member of the store.
+func (w *world) members(ctx context.Context) error {
+	return lab.Until(ctx, startMax, func() error {
+		info := &godwitv1.GetClusterResponse{}
+		if err := w.cluster.Hosts[0].Read(ctx, info, "cluster", "info"); err != nil {
+			return err
+		}
+		voting := 0
+		for _, m := range info.GetMembers() {
+			if !m.GetLearner() && m.GetError() == "" {
+				voting++
+			}
+		}
+		if voting != len(w.cluster.Hosts) {
+			return fmt.Errorf("the store has %d voting members that answer, and there are %d hosts", voting, len(w.cluster.Hosts))
+		}
+		return nil
+	})
 }
 
 // addVM makes and starts a writing VM.
