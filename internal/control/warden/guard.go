@@ -47,7 +47,7 @@ const (
 	wordsMax      = 64                     // words that wait for the guard, and that it takes at once
 	wantersMax    = 16                     // callers that wait for Clean
 	stoodMin      = 300 * time.Millisecond // so much later than it was to look, this process stood still
-	hearMax       = 100 * time.Millisecond // for what was said meanwhile
+	hearMax       = 200 * time.Millisecond // for what was said meanwhile
 )
 
 // guard ends what may not run. It is a loop with a goroutine of its own, apart from the one that looks after the roles: nothing in it
@@ -110,9 +110,6 @@ func (g *guard) run() {
 		g.complain("cannot set the alarm", "", g.clock.setAt(at))
 		select {
 		case <-g.clock.ring:
-			if g.clock.now()-at > stoodMin {
-				g.hear()
-			}
 		case w := <-g.words:
 			g.take(w)
 		}
@@ -126,6 +123,9 @@ func (g *guard) run() {
 			default:
 			}
 			break
+		}
+		if g.clock.now()-at > stoodMin {
+			g.hear() // words that are on their way still
 		}
 	}
 }
