@@ -14,13 +14,19 @@ import (
 // supersededEvery is how often a host without authority looks at the lock records of the VMs that stand here.
 const supersededEvery = time.Second
 
+// sight is the highest lock record of a VM when this host first looked after the stop.
+type sight struct {
+	highest inventory.Generation
+	ours    bool // this host's; the target of a migration that is open may make one more
+}
+
 // keepSuperseded ends VMs that stand here for want of authority and that another host has begun to run, until ctx ends. A host that is cut off from
 // the store may reach the storage still, and there a frozen QEMU holds the locks of its images: the new owner's QEMU could not open them for as long
 // as this host is cut off. The new owner's lock record says that this one never runs on.
 //
 // It has a loop of its own, since it waits for storage, and nothing that stops VMs in time may.
 func (a *Agent) keepSuperseded(ctx context.Context) error {
-	standing := map[inventory.VMID]inventory.Generation{} // the highest lock record when this host first looked after the stop
+	standing := map[inventory.VMID]sight{}
 	for {
 		stopped, changed, over := a.Authority.standstill()
 		if over != nil {
@@ -44,27 +50,28 @@ func (a *Agent) keepSuperseded(ctx context.Context) error {
 }
 
 // endSuperseded looks once at every VM that stands.
-func (a *Agent) endSuperseded(ctx context.Context, standing map[inventory.VMID]inventory.Generation) {
+func (a *Agent) endSuperseded(ctx context.Context, standing map[inventory.VMID]sight) {
 	a.mu.Lock()
 	vms := slices.Collect(maps.Values(a.vms))
 	a.mu.Unlock()
 	for _, v := range vms {
 		v.mu.Lock()
-		moving, vm := v.source != nil || v.target != nil, v.stored
+		moving, vm := v.source != nil, v.stored
 		v.mu.Unlock()
 		p := v.qemu()
-		// The record of a migration's target says nothing yet: the hand-over's rules decide that one.
-		if moving || p == nil || v.arbiter() == authority.StorageArbitrates || !v.wasHalted() {
+		if p == nil || v.arbiter() == authority.StorageArbitrates || !v.wasHalted() {
 			delete(standing, v.id)
 			continue
 		}
 		highest, host := a.highestLock(vm)
 		was, known := standing[v.id]
-		if !known {
-			standing[v.id] = highest
+		now := sight{highest, host == a.Host()}
+		switch {
+		case !known, moving && was.ours && highest > was.highest:
+			// The record of a migration's target says nothing yet: the hand-over's rules decide that one. The next one is of a new owner.
+			standing[v.id] = now
 			continue
-		}
-		if highest <= was || host == a.Host() {
+		case highest <= was.highest, now.ours:
 			continue
 		}
 		v.log.LogAttrs(ctx, slog.LevelWarn, "ends: another host has taken it over while this one had no authority",
