@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
+	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/test/lab"
 )
@@ -69,6 +71,53 @@ func TestStoreStandsStill(t *testing.T) {
 		f.sameProcess(t, before)
 		f.healthy(t, host)
 	})
+}
+
+// upgraded ends the host in order and starts it again, with its VM running on.
+func (f *flight) upgraded(t *testing.T, host *lab.Host, before *godwitv1.VM) {
+	t.Helper()
+	if r := f.renewal(t, host); r.Fencing != inventory.FencedByWatchdog || r.Lease > 10*time.Second {
+		t.Errorf("before, the store has %+v", r)
+	}
+	if err := host.Down(); err != nil {
+		t.Fatal(err)
+	}
+	if r := f.renewal(t, host); r.Fencing != inventory.FencedByNobody || r.Lease != time.Minute {
+		t.Errorf("while its VMs run on without anybody, the store has %+v", r)
+	}
+	if err := host.Up(step(t)); err != nil {
+		t.Fatal(err)
+	}
+	f.recorded(t, host)
+	f.sameProcess(t, before)
+	if n := host.Resets(); n > 0 {
+		t.Errorf("its watchdog has fired %d times", n)
+	}
+}
+
+// renewal reads a host's last renewal.
+func (f *flight) renewal(t *testing.T, h *lab.Host) inventory.Renewal {
+	t.Helper()
+	identity, err := peer.Load(filepath.Join(f.Hosts[0].Data, "pki"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := store.Open(step(t), store.Config{Endpoints: []string{"https://" + f.Hosts[0].Address + ":2379"}, TLS: identity.StoreTLS()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	all, err := s.Renewals(step(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if string(r.Host) == h.Name {
+			return r
+		}
+	}
+	t.Fatalf("no renewal of %s among %v", h.Name, all)
+	return inventory.Renewal{}
 }
 
 // stopAll stops the processes.
@@ -234,7 +283,7 @@ func (f *flight) told(t *testing.T, h *lab.Host, object string, kinds ...string)
 	}
 }
 
-// The story: the VM's host loses its power and is back before anybody thinks of its VMs. It starts them again by itself, and says why. Then it
+// The story: a host is upgraded under its VM, whose watchdog does not mind. Then it loses its power and is back before anybody thinks of its VMs. It starts them again by itself, and says why. Then it
 // loses its power again, and another host starts them; when it is back it leaves them alone.
 func TestPowerIsLost(t *testing.T) {
 	t.Parallel()
@@ -245,6 +294,7 @@ func TestPowerIsLost(t *testing.T) {
 	}
 	before := f.info(t)
 	f.vm = before.GetId()
+	f.upgraded(t, host, before)
 	if err := host.PullPlug(); err != nil {
 		t.Fatal(err)
 	}
