@@ -99,6 +99,15 @@ func (a *agent) begun(e epochRecord) {
 		a.word(func(m *authority.Warden) { m.Told(e.Fences, a.m.Until, h.cgroups()) }, ignore)
 	}
 	a.give(authority.AgentEvent{Kind: authority.AgentTick})
+	if defect.Seeded.ResumeLostEpoch() && until != 0 {
+		for _, q := range h.vms {
+			if q != nil && q.state == paused {
+				a.loops[q.vm.i].held = true // they run on when the renewal is acknowledged, and the store is asked for their owners later
+			}
+		}
+		h.w.after(300*time.Millisecond, a.p, a.adopt)
+		return
+	}
 	if !a.waitClear || defect.Seeded.ClearNotAwaited() {
 		a.adopt()
 	}

@@ -246,6 +246,7 @@ func (a *agent) restoreMove(m *move) {
 		a.targets = append(a.targets, &target{a: a, mv: m, m: handover.RestoreTarget(m.id, h.run.journals[v.i])})
 		l.tgt = a.targets[len(a.targets)-1]
 	}
+	src, tgt := l.src, l.tgt
 	var run inventory.VMRun
 	s.do(h, a.p, storeTimeout, false, func() error {
 		run, _ = s.records.run[v.i].last()
@@ -253,7 +254,7 @@ func (a *agent) restoreMove(m *move) {
 	}, func(err error) {
 		if err != nil {
 			if m.target == h {
-				a.forget(l.tgt)
+				a.forget(tgt)
 			}
 			l.src, l.tgt = nil, nil
 			w.after(time.Second, a.p, func() { a.restoreMove(m) })
@@ -263,10 +264,11 @@ func (a *agent) restoreMove(m *move) {
 		if q != nil && q.dead {
 			q = nil
 		}
-		if m.source == h {
-			l.src.restored(q, run)
-		} else {
-			l.tgt.restored(q, run)
+		switch { // either may have been ended meanwhile, by what the other side has asked
+		case src != nil && !src.over:
+			src.restored(q, run)
+		case tgt != nil && !tgt.over:
+			tgt.restored(q, run)
 		}
 	})
 }

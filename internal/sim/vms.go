@@ -266,7 +266,7 @@ func (a *agent) resumeVMs() {
 
 func (a *agent) letRun(v *vm, q *qemu) {
 	l := &a.loops[v.i]
-	if q.state != paused || l.stopping > 0 || l.src != nil || l.tgt != nil {
+	if q.state != paused || l.stopping > 0 && !defect.Seeded.ResumeLostEpoch() || l.src != nil || l.tgt != nil {
 		return
 	}
 	l.busy = true
