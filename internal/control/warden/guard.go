@@ -133,11 +133,14 @@ func (g *guard) run() {
 // hear takes what the agent said while this process stood still and could not hear: the authority was renewed all the while, perhaps, and what it knows of it is
 // old. It costs no safety. A watchdog that is armed was not fed for as long as that took, and counts on.
 func (g *guard) hear() {
-	enough := time.After(hearMax)
+	enough, quiet := time.After(time.Second), time.After(hearMax) // words that come one after the other are heard to the end
 	for {
 		select {
 		case w := <-g.words:
 			g.take(w)
+			quiet = time.After(hearMax)
+		case <-quiet:
+			return
 		case <-enough:
 			return
 		}
