@@ -80,6 +80,7 @@ type guard struct {
 	openAt     authority.Moment // when it is tried to be opened again
 	unwatched  bool             // the store knows that nobody can fence this host
 	ending     bool
+	behind     bool // this process stood still: what it hears is old, and the last word counts
 }
 
 // ear is an agent's end of its line; tell does not wait for it.
@@ -108,10 +109,14 @@ func (g *guard) run() {
 		}
 		at := g.next()
 		g.complain("cannot set the alarm", "", g.clock.setAt(at))
+		var first word
 		select {
 		case <-g.clock.ring:
-		case w := <-g.words:
-			g.take(w)
+		case first = <-g.words:
+		}
+		g.behind = g.clock.now()-at > stoodMin
+		if first.text != "" {
+			g.take(first)
 		}
 		// Those that wait already come before the kernel is asked again, also when the alarm rang: a warden that stood still finds both, and would
 		// kill VMs whose authority the agent has renewed all the while.
@@ -124,8 +129,9 @@ func (g *guard) run() {
 			}
 			break
 		}
-		if g.clock.now()-at > stoodMin {
+		if g.behind {
 			g.hear() // words that are on their way still
+			g.behind = false
 		}
 	}
 }

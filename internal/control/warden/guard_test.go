@@ -238,7 +238,7 @@ func TestAWardenThatStoodStillListensFirst(t *testing.T) {
 			ctx := t.Context()
 			k := newKernel("vm-a")
 			k.refuse = errors.New("no watchdog") // which would not wait
-			g, agent := guarded(t, k, fresh())
+			_, agent := guarded(t, k, fresh())
 			k.mu.Lock()
 			k.late = 20 * time.Second
 			k.mu.Unlock()
@@ -249,7 +249,8 @@ func TestAWardenThatStoodStillListensFirst(t *testing.T) {
 			wakes := k.wakes
 			k.mu.Unlock()
 			time.Sleep(wakes - k.now() - time.Millisecond)
-			g.send(word{from: &ear{}, text: "old"}) // what is heard first need not be the word that counts
+			// What is heard first is not what counts.
+			must(t, agent.VM(ctx, "vm-b", authority.LeaseArbitrates, true), agent.Authority(ctx, 0, k.now()-time.Second))
 			time.Sleep(11 * time.Millisecond)
 			if speaks {
 				must(t, agent.Authority(ctx, 0, k.now()+8*time.Second))

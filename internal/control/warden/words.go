@@ -73,7 +73,7 @@ func (g *guard) take(w word) {
 		return
 	}
 	// An authority that is back lets VMs run on before its agent hears of it: the agent will speak to them.
-	if !g.calm && (fields[0] == saysAuthority) {
+	if !g.calm && !g.behind && fields[0] == saysAuthority {
 		g.look()
 	}
 	g.write()
