@@ -31,7 +31,7 @@ and a checksum. Whoever has a file with the key can make hosts of the cluster: k
 
 VMs' disks are not in it: they are on the datastores. So are the lock records by which a restored cluster knows
 what has happened since.`,
-		Example: "  godwit cluster backup /root/godwit.backup",
+		Example: "  godwit cluster backup /srv/godwit.backup",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := newClient(cmd)
 			if err != nil {

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/policy/authority"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // rateMax is how much faster or slower than real time a clock runs at most, in millionths: the limit of adjtimex(2).

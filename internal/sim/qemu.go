@@ -5,7 +5,7 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // vm is a VM as nobody inside of the cluster sees it: its disk, its copies, and what its user was told.

@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // What the store refuses for good.

@@ -18,7 +18,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/sim"
 )
 

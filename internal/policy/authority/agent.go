@@ -4,7 +4,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // AgentEventKind names what happened at the agent.

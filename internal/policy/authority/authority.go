@@ -23,7 +23,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // Moment is a moment on one machine's CLOCK_BOOTTIME, which counts suspended time too (clock_gettime(2)). Moments of two machines are

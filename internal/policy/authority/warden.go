@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // Arbiter says who keeps two hosts from writing to one disk.

@@ -4,7 +4,7 @@ package ha
 
 import (
 	"github.com/godwit-vm/godwit/internal/inventory"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // Life is what the leader knows of one end of a VM.

@@ -2,7 +2,7 @@ package handover
 
 import (
 	"github.com/godwit-vm/godwit/internal/inventory"
-	"github.com/godwit-vm/godwit/internal/policy/defect"
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // Step takes one event and returns the next value and the actions that follow, to be done in order. Events that mean nothing

@@ -1,6 +1,6 @@
 package handover
 
-import "github.com/godwit-vm/godwit/internal/policy/defect"
+import "github.com/godwit-vm/godwit/internal/fault/defect"
 
 // Step takes one event and returns the next value and the actions that follow, to be done in order. Events that mean nothing
 // in the present state change nothing; most events mean nothing in most states, so the switches below name only the others, and
