@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -104,6 +105,9 @@ func (c *hostConfig) restore(ctx context.Context, b *store.Backup) (done store.R
 	if ca, _ := pem.Decode([]byte(b.Manifest.CA)); b.Manifest.Cluster != c.Cluster || ca == nil || !bytes.Equal(ca.Bytes, identity.CA()) {
 		return done, "", fault.New(fault.Denied, "the backup is of another cluster (%s, made on %s) than this host (%s)", b.Manifest.Cluster, b.Manifest.Host, c.Cluster)
 	}
+	if living := c.livingStores(ctx); len(living) > 0 {
+		return done, "", fault.New(fault.Conflict, "the cluster's store still answers at %s, and two stores would lead the same hosts: end godwit there, move the folders of its data folder that begin with store away, and then restore", strings.Join(living, ", "))
+	}
 	was := c.storeDir()
 	c.Folder, c.MemberID, c.StoreJoin = "", 0, "" // the restored member founds its store
 	dir := c.storeDir()
@@ -133,6 +137,23 @@ func (c *hostConfig) restore(ctx context.Context, b *store.Backup) (done store.R
 	return done, kept, nil
 }
 
+// livingStores returns the addresses of other hosts at which a member of the store listens, as far as this host knows them.
+func (c *hostConfig) livingStores(ctx context.Context) []string {
+	var living []string
+	for _, endpoint := range c.Endpoints {
+		u, err := url.Parse(endpoint)
+		if err != nil || u.Hostname() == c.Address {
+			continue
+		}
+		dialer := net.Dialer{Timeout: time.Second}
+		if conn, err := dialer.DialContext(ctx, "tcp", u.Host); err == nil {
+			_ = conn.Close() // nothing was sent
+			living = append(living, u.Host)
+		}
+	}
+	return living
+}
+
 // tellRestored says what there is now, and what is left to do.
 func (c *hostConfig) tellRestored(out io.Writer, m store.Manifest, done store.Restored, kept string) error {
 	lines := []string{fmt.Sprintf("cluster %s restored as of %s: %d hosts, %d VMs; %d migrations failed, %d tokens forgotten",
@@ -142,7 +163,7 @@ func (c *hostConfig) tellRestored(out io.Writer, m store.Manifest, done store.Re
 	}
 	others := slices.DeleteFunc(slices.Clone(m.Members), func(name string) bool { return name == string(c.Host) })
 	if len(others) > 0 {
-		lines = append(lines, "these hosts carried the store too: move the folder store in their data folders away before you start godwit there: "+strings.Join(others, ", "))
+		lines = append(lines, "these hosts carried the store too: move the folders of their data folders that begin with store away before you start godwit there: "+strings.Join(others, ", "))
 	}
 	lines = append(lines, "start this host with godwit run --data "+c.dir+", then the others")
 	_, err := fmt.Fprintln(out, strings.Join(lines, "\n"))

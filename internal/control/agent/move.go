@@ -450,7 +450,9 @@ func (a *Agent) reconcile(ctx context.Context, told news) (again map[string]bool
 				again[string(vm.ID)] = true
 			}
 		case v != nil && mine:
-			a.giveBack(ctx, v, vm)
+			if a.giveBack(ctx, v, vm) {
+				again[string(vm.ID)] = true
+			}
 		case v != nil && !mine && vm.Run.Owner != a.Host():
 			a.letGo(ctx, v)
 			if a.lookup(vm.ID) != nil {

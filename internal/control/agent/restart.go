@@ -10,6 +10,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/control/task"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
 // The pauses before a VM is started again that could not be: the first, and the longest.
@@ -42,11 +43,21 @@ func (a *Agent) reassigned(vm inventory.VM) (*revival, bool) {
 	return newRevival(fmt.Sprintf("host %s was lost: %s", r.From, r.Why), r.Generation), true
 }
 
-// giveBack starts a VM that has a loop here, and that the leader has given to this host again: its last life ended in a migration.
-func (a *Agent) giveBack(ctx context.Context, v *vm, now inventory.VM) {
+// giveBack starts a VM that has a loop here, and that the leader has given to this host: its last life ended in a migration, or it was about
+// to arrive from a host that is dead. It reports whether it is to be asked again.
+func (a *Agent) giveBack(ctx context.Context, v *vm, now inventory.VM) (again bool) {
 	r, ok := a.reassigned(now)
-	if !ok || v.qemu() != nil || a.taken(now, r.generation) {
-		return
+	if !ok {
+		return false
+	}
+	if t := v.arriving(); t != nil {
+		// No heir stood, or the leader had this end's word: it was never released and never will be, and would wait for its source for a
+		// minute. One that runs after all says so, and nothing is done.
+		answer, err := t.Discard(ctx, "the leader gave the VM to this host: "+r.why)
+		return err != nil || answer == handover.AnswerDiscarded
+	}
+	if v.qemu() != nil || a.taken(now, r.generation) {
+		return false
 	}
 	// A loop that has ended is taken in at the next look.
 	_ = v.do(ctx, func(context.Context) error {
@@ -55,6 +66,7 @@ func (a *Agent) giveBack(ctx context.Context, v *vm, now inventory.VM) {
 		}
 		return nil
 	})
+	return false
 }
 
 // lostHere returns why a VM of this host that has no QEMU is to be started, if it is because it was lost with the host's former life.
