@@ -157,7 +157,7 @@ type VMPlace struct {
 	Since   time.Time
 	Restart Restart // the last time the leader gave the VM a new owner that starts it; zero: never
 
-	Restarts int // how often that was
+	Restarts uint64 // how often that was
 }
 
 // Restart says why a VM has the owner that it has: its last one was lost. An owner that finds a VM with the generation of a restart, wanted

@@ -276,7 +276,7 @@ func VMPlace(p inventory.VMPlace) *godwitv1.VMPlace {
 	if p == (inventory.VMPlace{}) {
 		return nil
 	}
-	m := &godwitv1.VMPlace{Blocked: p.Blocked, Since: stamp(p.Since), Restarts: uint32(max(0, p.Restarts))} //nolint:gosec // a count
+	m := &godwitv1.VMPlace{Blocked: p.Blocked, Since: stamp(p.Since), Restarts: p.Restarts}
 	if r := p.Restart; r != (inventory.Restart{}) {
 		m.Restart = &godwitv1.Restart{Generation: uint64(r.Generation), From: string(r.From), Why: r.Why, At: stamp(r.At)}
 	}
@@ -286,7 +286,7 @@ func VMPlace(p inventory.VMPlace) *godwitv1.VMPlace {
 // FromVMPlace returns what the leader says of a VM according to the message.
 func FromVMPlace(m *godwitv1.VMPlace) inventory.VMPlace {
 	r := m.GetRestart()
-	return inventory.VMPlace{Blocked: m.GetBlocked(), Since: fromStamp(m.GetSince()), Restarts: int(m.GetRestarts()), Restart: inventory.Restart{
+	return inventory.VMPlace{Blocked: m.GetBlocked(), Since: fromStamp(m.GetSince()), Restarts: m.GetRestarts(), Restart: inventory.Restart{
 		Generation: inventory.Generation(r.GetGeneration()), From: inventory.HostID(r.GetFrom()), Why: r.GetWhy(), At: fromStamp(r.GetAt()),
 	}}
 }

@@ -2784,7 +2784,7 @@ type VMPlace struct {
 	Blocked       string                 `protobuf:"bytes,1,opt,name=blocked,proto3" json:"blocked,omitempty"`
 	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	Restart       *Restart               `protobuf:"bytes,3,opt,name=restart,proto3" json:"restart,omitempty"`
-	Restarts      uint32                 `protobuf:"varint,4,opt,name=restarts,proto3" json:"restarts,omitempty"` // how often the leader had the VM started again
+	Restarts      uint64                 `protobuf:"varint,4,opt,name=restarts,proto3" json:"restarts,omitempty"` // how often the leader had the VM started again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2840,7 +2840,7 @@ func (x *VMPlace) GetRestart() *Restart {
 	return nil
 }
 
-func (x *VMPlace) GetRestarts() uint32 {
+func (x *VMPlace) GetRestarts() uint64 {
 	if x != nil {
 		return x.Restarts
 	}
@@ -3949,7 +3949,7 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\ablocked\x18\x01 \x01(\tR\ablocked\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12,\n" +
 	"\arestart\x18\x03 \x01(\v2\x12.godwit.v1.RestartR\arestart\x12\x1a\n" +
-	"\brestarts\x18\x04 \x01(\rR\brestarts\"{\n" +
+	"\brestarts\x18\x04 \x01(\x04R\brestarts\"{\n" +
 	"\aRestart\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
