@@ -350,9 +350,22 @@ func (w *world) migrate(ctx context.Context, h *lab.Host) (string, error) {
 	text := fmt.Sprintf("%s from %s to %s", v.name, source.Name, target.Name)
 	w.note("", "migration of %s", text)
 	rates := []string{"512K", "2M", "64M"} // slow enough to be met in each phase
-	_, err := source.Godwit(ctx, "vm", "migrate", v.name, "--to", target.Name, "--detach", "--bandwidth", rates[w.dice.IntN(len(rates))])
-	return text, err
+	args := []string{"vm", "migrate", v.name, "--to", target.Name, "--detach", "--bandwidth", rates[w.dice.IntN(len(rates))]}
+	// A host that was fenced and is back begins anew with another agent: for a moment it does not answer, and is refused as a target.
+	for tries := 0; ; tries++ {
+		_, err := source.Godwit(ctx, args...)
+		if err == nil || tries == migrateTries {
+			return text, err
+		}
+		w.note("", "migration not begun: %v", err)
+		if err := w.pass(ctx, time.Second); err != nil {
+			return text, err
+		}
+	}
 }
+
+// migrateTries is how often a migration is asked for again, once a second.
+const migrateTries = 15
 
 // quorumWithout says whether the store is there without the host.
 func (w *world) quorumWithout(h *lab.Host) bool {
