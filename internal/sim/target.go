@@ -190,12 +190,13 @@ func (t *target) act(actions []handover.TargetAction) {
 			fails(handover.TargetGone)
 			return
 		}
-		t.a.cont(t.mv.vm, t.q, func(ok bool) {
+		q := t.q
+		t.a.cont(t.mv.vm, q, func(ok bool) {
 			e := handover.TargetContFailed
 			switch {
 			case ok:
 				e = handover.TargetContOK
-			case t.q.dead:
+			case q.dead:
 				e = handover.TargetGone
 			}
 			t.give(handover.TargetEvent{Kind: e}, nil)
