@@ -73,7 +73,7 @@ defects: ## seed each mistake of fault/defect in turn: the simulator must find i
 
 split: setup ## RUNS runs of real clusters with faults, judged by a disk that sees every write; kept in test/results/split.json
 	@mkdir -p test/results
-	@go test -count=1 -timeout 3h -v -run TestNoTwoCopies ./test/split -runs $(RUNS) -seed $(or $(SEED),0) -keep $(CURDIR)/test/results/split.json
+	@go test -count=1 -timeout 3h -parallel $(or $(AT),4) -v -run TestNoTwoCopies ./test/split -runs $(RUNS) -seed $(or $(SEED),0) -keep $(CURDIR)/test/results/split.json
 
 # A find is minimized for a few tries only: go test may otherwise take the end of FUZZTIME in the middle of it for a failure.
 fuzz: ## each fuzz test for FUZZTIME

@@ -165,6 +165,9 @@ func (f *hostFlags) config() (*hostConfig, error) {
 	if net.ParseIP(f.address) == nil {
 		bad = append(bad, fmt.Sprintf("address %q is no IP address: give the one that the other hosts reach this one at with --address", f.address))
 	}
+	if dir, err := filepath.Abs(f.data); err == nil { // as godwit run and a service want it
+		f.data = dir
+	}
 	c := &hostConfig{
 		Host: inventory.HostID(f.name), Address: f.address, Binary: f.binary, Cache: f.cache, dir: f.data,
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -61,10 +62,9 @@ func TestNoTwoCopies(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests need root: run make test as root")
 	}
+	t.Parallel()
 	seeds := ciSeeds
-	if *runsFlag == 0 {
-		t.Parallel()
-	} else {
+	if *runsFlag != 0 {
 		seeds = nil
 		for n := range *runsFlag {
 			seeds = append(seeds, *seedFlag+uint64(n)) //nolint:gosec // not negative
@@ -72,9 +72,7 @@ func TestNoTwoCopies(t *testing.T) {
 	}
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			if *runsFlag == 0 {
-				t.Parallel()
-			}
+			t.Parallel() // a run waits most of the time; -parallel says how many go beside one another
 			r, story := run(t.Context(), seed)
 			r.Commit = commit
 			if load, err := os.ReadFile("/proc/loadavg"); err == nil {
@@ -103,11 +101,16 @@ type kept struct {
 	Runs    []result `json:"runs"`
 }
 
+// keeping is held over a change of the file.
+var keeping sync.Mutex
+
 // keep adds a run to the file, in place of an older one of the same seed. The file is whole at every moment.
 func keep(path string, r result) error {
 	if path == "" {
 		return nil
 	}
+	keeping.Lock()
+	defer keeping.Unlock()
 	all := kept{Command: "make split RUNS=40"}
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
