@@ -3,8 +3,8 @@ package sim
 import (
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/policy/authority"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // rateMax is how much faster or slower than real time a clock runs at most, in millionths: the limit of adjtimex(2).

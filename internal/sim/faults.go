@@ -114,7 +114,7 @@ var faults = []fault{
 		return nil, w.someQEMU(h, func(q *qemu) { q.hung = w.now + lasts })
 	}},
 	{"has a QEMU that crashes", 5, secs(0, 0), func(w *world, h *host, _ time.Duration) (func(), bool) {
-		return nil, w.someQEMU(h, func(q *qemu) { q.vanish() })
+		return nil, w.someQEMU(h, func(q *qemu) { q.kill() })
 	}},
 	{"has its store killed", 5, secs(1, 30), func(w *world, h *host, lasts time.Duration) (func(), bool) {
 		if h.store == nil || !h.on {

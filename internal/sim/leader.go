@@ -4,9 +4,9 @@ import (
 	"errors"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
-	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/policy/ha"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )

@@ -3,9 +3,9 @@ package sim
 import (
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
-	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // vm is a VM as nobody inside of the cluster sees it: its disk, its copies, and what its user was told.
@@ -20,6 +20,7 @@ type vm struct {
 	turns      int     // how often vCPUs began to run
 	ops        ops
 	lostAt     moment               // its host crashed then; 0: it has run since, or nothing is owed
+	askedAt    moment               // a user asked last for another power state
 	lostSerial int                  // of the last fault then
 	heardGen   inventory.Generation // the last that was announced to the network
 	heardHost  int
@@ -265,6 +266,7 @@ func (q *qemu) stop(p *proc, done func(bool)) {
 			tries++
 			w.after(50*time.Millisecond, p, try)
 		default:
+			q.did = max(q.did, n) // a cont that was sent before and waits in its monitor comes first, and stops again at once
 			done(q.state != running && q.state != copying && q.state != gate && q.state != device)
 		}
 	}

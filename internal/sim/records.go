@@ -4,8 +4,8 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // What the store refuses for good.

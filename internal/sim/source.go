@@ -4,8 +4,8 @@ import (
 	"errors"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 

@@ -4,9 +4,9 @@ import (
 	"errors"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
-	"github.com/godwit-vm/godwit/internal/fault/defect"
 )
 
 // ops is what a VM's user knows of it.
@@ -46,6 +46,7 @@ func (w *world) power(v *vm) {
 	}
 	l := &a.loops[v.i]
 	off := run.Wanted == inventory.PowerOn
+	v.askedAt = w.now
 	w.say("user", "powers %s on %s %s", v.id, h.id, map[bool]string{true: "off", false: "on"}[off])
 	before := v.ops
 	v.ops.doubt = true

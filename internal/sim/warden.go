@@ -23,7 +23,7 @@ type warden struct {
 	p      *proc
 	m      authority.Warden
 	looks  int
-	stale  bool // what it found written down was over, and nobody has told it anything else yet
+	stale  bool // what it found written down was over, or less than the host has, and nobody has told it anything else yet
 	ending bool // an ordered end: no child is started again
 }
 
@@ -32,7 +32,8 @@ func (h *host) startWarden() {
 		return
 	}
 	h.warden = &warden{h: h, p: &proc{host: h}, m: authority.NewWarden(h.w.settings, h.run.fences, h.run.until)}
-	h.warden.stale = h.run.until != 0 && !h.warden.m.Valid(h.now())
+	has := h.now() - (h.w.now - h.sent) + h.w.settings.Lease
+	h.warden.stale = h.run.until != 0 && (!h.warden.m.Valid(h.now()) || h.run.until < has-h.w.settings.RenewEvery/2)
 	for i, v := range h.w.vms {
 		if said := h.run.said[i]; said.known {
 			h.warden.m.VM(v.id, v.arbiter, said.stopped)

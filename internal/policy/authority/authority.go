@@ -22,8 +22,8 @@ import (
 	"math"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // Moment is a moment on one machine's CLOCK_BOOTTIME, which counts suspended time too (clock_gettime(2)). Moments of two machines are

@@ -6,8 +6,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // Standing is what the observer thinks of a host.

@@ -5,8 +5,8 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // Arbiter says who keeps two hosts from writing to one disk.

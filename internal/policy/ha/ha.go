@@ -3,8 +3,8 @@
 package ha
 
 import (
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // Life is what the leader knows of one end of a VM.

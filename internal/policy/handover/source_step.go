@@ -1,8 +1,8 @@
 package handover
 
 import (
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // Step takes one event and returns the next value and the actions that follow, to be done in order. Events that mean nothing
