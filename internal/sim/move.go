@@ -95,7 +95,7 @@ func (m *move) copy(left time.Duration) {
 	w, q := m.vm.w, m.a
 	const part = 500 * time.Millisecond
 	w.after(min(left, part), nil, func() {
-		if q.dead || q.state != copying {
+		if q.dead || q.state != copying || q.out != m {
 			return
 		}
 		switch {
@@ -118,7 +118,7 @@ func (m *move) copy(left time.Duration) {
 // drain waits for the writes under way: QEMU says that it has stopped when its disks are quiet.
 func (m *move) drain() {
 	switch q := m.a; {
-	case q.dead || q.state != gate:
+	case q.dead || q.state != gate || q.out != m:
 	case q.under > 0:
 		m.vm.w.after(20*time.Millisecond, nil, m.drain)
 	default:
@@ -137,7 +137,7 @@ func (m *move) device() {
 	w, q := m.vm.w, m.a
 	w.after(w.between(5*time.Millisecond, 300*time.Millisecond), nil, func() {
 		switch {
-		case q.dead || q.state != device:
+		case q.dead || q.state != device || q.out != m:
 		case m.b.dead:
 			m.fails()
 		case !m.streams() || q.host.asleep > w.now || m.b.host.asleep > w.now:
@@ -155,7 +155,7 @@ func (m *move) device() {
 			}
 			w.after(w.between(0, 30*time.Millisecond), nil, func() {
 				switch {
-				case q.dead || q.state != device:
+				case q.dead || q.state != device || q.out != m:
 				case w.chance(5):
 					m.fails()
 				default:

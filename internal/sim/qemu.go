@@ -63,6 +63,7 @@ type qemu struct {
 	hung       moment // QMP does not answer until then
 	stuck      moment // it ignores SIGKILL and the freezer until then
 	under      int    // writes under way
+	out        *move  // what it copies for, or did last
 	asked, did int    // QMP commands that were sent, and the last one of them that was done
 	counter    uint64 // of the guest's writes
 	from       *qemu  // incoming: whose memory

@@ -242,6 +242,7 @@ func (s *source) begin() {
 func (s *source) copies() {
 	w := s.w()
 	s.told = true
+	s.q.out = s.mv
 	s.q.set(copying)
 	lasts := w.between(300*time.Millisecond, 12*time.Second)
 	s.mv.copy(lasts)

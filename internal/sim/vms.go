@@ -255,12 +255,25 @@ func (a *agent) hold(v *vm, q *qemu, l *vmLoop, tries int) {
 	})
 }
 
-// resumeVMs lets those run on that stopVMs stopped.
+// resumeVMs lets those run on that stopVMs stopped. One that is busy, or whose stop is under way still, is asked again, as keepStandstill does.
 func (a *agent) resumeVMs() {
+	again := false
 	for _, q := range a.h.vms {
-		if q != nil && !q.dead && a.loops[q.vm.i].held && !a.loops[q.vm.i].busy {
+		if q == nil || q.dead || !a.loops[q.vm.i].held {
+			continue
+		}
+		l := &a.loops[q.vm.i]
+		again = again || l.busy || l.stopping > 0
+		if !l.busy {
 			a.letRun(q.vm, q)
 		}
+	}
+	if again {
+		a.h.w.after(100*time.Millisecond, a.p, func() {
+			if !a.m.Stopped && !a.m.Over {
+				a.resumeVMs()
+			}
+		})
 	}
 }
 
@@ -272,7 +285,7 @@ func (a *agent) letRun(v *vm, q *qemu) {
 	l.busy = true
 	a.cont(v, q, func(ok bool) {
 		l.busy = false
-		if ok {
+		if ok && q.state != paused { // a stop that was sent after it has it stand again
 			l.held = false
 		}
 	})

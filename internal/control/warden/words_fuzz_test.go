@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
 // lineWords is how many words one attempt says at most: they wait in the socket until they are read.
@@ -37,7 +38,7 @@ func FuzzLineOfARole(f *testing.F) {
 		_ = role.Close()
 		k := newKernel("vm-runs", "vm-rests")
 		g := &guard{
-			machine: fresh(), groups: k, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{},
+			machine: fresh(), groups: k, clock: clock{k.now, k.ring, k.setAt}, complaints: map[string]string{}, hidden: map[authority.VM]bool{},
 			log: newDiary(slog.New(slog.DiscardHandler)), words: make(chan word, wordsMax), over: make(chan struct{}),
 		}
 		defer func() {
