@@ -250,7 +250,11 @@ func (a *agent) hold(v *vm, q *qemu, l *vmLoop, tries int) {
 			l.stopping++
 			a.tellVM(v, true, func(bool) { l.stopping-- })
 		case tries > 0 && a.m.Stopped:
-			a.h.w.after(100*time.Millisecond, a.p, func() { a.hold(v, q, l, tries-1) })
+			a.h.w.after(100*time.Millisecond, a.p, func() {
+				if a.m.Stopped { // it may be back by now
+					a.hold(v, q, l, tries-1)
+				}
+			})
 		}
 	})
 }
