@@ -42,7 +42,9 @@ func dialOptions(conf *tls.Config, f *lastFailure) []grpc.DialOption {
 	options := []grpc.DialOption{
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, "tcp", hostPort(address))
-			f.set(err)
+			if err != nil || conf == nil {
+				f.set(err)
+			} // else the handshake that follows says it: until then the former one's error is what is known
 			return conn, err
 		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
