@@ -286,6 +286,9 @@ func (q *qemu) resume(p *proc, done func(bool)) {
 			w.after(50*time.Millisecond, nil, try)
 			return
 		}
+		if !q.dead && q.did > n && q.state == loaded {
+			q.set(paused) // it ran, and a stop that was sent later has it stand again
+		}
 		ok := !q.dead && (q.did > n || q.cont())
 		q.did = max(q.did, n)
 		w.after(200*time.Microsecond, p, func() { done(ok && !q.dead) })

@@ -236,7 +236,7 @@ func (a *agent) stopVMs() {
 
 // hold stops one QEMU; one that still switches over is asked again.
 func (a *agent) hold(v *vm, q *qemu, l *vmLoop, tries int) {
-	if q.state == running || q.state == paused {
+	if q.state == running || q.state == paused || q.state == loaded { // a cont of the last may be on its way
 		l.held = true
 	}
 	// What the warden is told of a VM is told in the order in which it was done: a word "stopped" that comes after the "runs" of a cont that
