@@ -204,7 +204,8 @@ func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRu
 	conf := agent.AuthorityConfig{Host: c.Host, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log}
 	waiting, done := context.WithCancel(ctx)
 	var standby sync.WaitGroup
-	standby.Go(func() { agent.StandBy(waiting, conf) })
+	alone := conf // StandBy has no store
+	standby.Go(func() { agent.StandBy(waiting, alone) })
 	defer standby.Wait() // QEMU's monitor serves one at a time
 	defer done()
 	renewals, err = waitForStore(ctx, c, identity, r)
