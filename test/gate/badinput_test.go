@@ -93,6 +93,7 @@ func makeMistakes(t *testing.T) *mistakes {
 		t.Fatal(err)
 	}
 	m.fill(t)
+	waitMembers(t, first, "host-1", "host-2", "host-3") // the store's own moves are no answer to a mistake
 	return m
 }
 

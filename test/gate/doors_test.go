@@ -221,10 +221,10 @@ func onlyJoinAnswers(t *testing.T, address string) {
 		switch {
 		case strings.HasPrefix(path, "/godwit.v1.JoinService/"):
 			joins++
-			if code == 0 || code == http.StatusOK || code == http.StatusUnauthorized {
+			if code == 0 || code == http.StatusOK || strings.Contains(body, "who calls?") {
 				t.Errorf("%s with a token that is none is answered %d %s", path, code, body)
 			}
-		case code != http.StatusUnauthorized || !strings.Contains(body, "no certificate of this cluster: join the host first"):
+		case code != http.StatusForbidden || !strings.Contains(body, "who calls?") && !strings.Contains(body, "is spoken between hosts only"):
 			t.Errorf("%s is answered %d %s", path, code, body)
 		}
 	}
@@ -232,7 +232,7 @@ func onlyJoinAnswers(t *testing.T, address string) {
 		t.Error("no call to join was tried")
 	}
 	for _, path := range []string{"/", "/debug/pprof/", "/metrics", "/godwit.v1.JoinServiceX/Join"} {
-		if code, body := post(t, client, "https://"+address+path); code != http.StatusUnauthorized {
+		if code, body := post(t, client, "https://"+address+path); code != http.StatusForbidden || !strings.Contains(body, "there is no call") {
 			t.Errorf("%s is answered %d %.100s", path, code, body)
 		}
 	}
