@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,12 +48,12 @@ func run(m *testing.M) int {
 		}
 		return m.Run()
 	}
-	dir, err := os.MkdirTemp("", "godwit-doors-")
+	dir, err := lab.BuildFolder()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "doors:", err)
 		return 1
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // the system's own sweep takes what stays
+	defer func() { _ = os.RemoveAll(dir) }() // the next run takes what stays
 	c, before, err := build(dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "doors:", err)
@@ -72,16 +71,16 @@ func run(m *testing.M) int {
 	return code
 }
 
-// buildMax bounds the build of godwit and the start of the host.
-const buildMax = 10 * time.Minute
+// startMax bounds the start of the host.
+const startMax = 2 * time.Minute
 
 // build starts a host that has a user of each role, and returns the PIDs of its roles.
 func build(dir string) (_ *lab.Cluster, pids map[string]int, err error) {
-	ctx, done := context.WithTimeout(context.Background(), buildMax)
+	ctx, done := context.WithTimeout(context.Background(), startMax)
 	defer done()
 	binary := filepath.Join(dir, "godwit")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/godwit-vm/godwit/cmd/godwit").CombinedOutput(); err != nil {
-		return nil, nil, fmt.Errorf("go build: %w\n%s", err, out)
+	if err := lab.Build(binary); err != nil {
+		return nil, nil, err
 	}
 	cache, err := guest.Cache()
 	if err != nil {

@@ -6,12 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,56 +24,24 @@ var (
 // binary is godwit as these tests built it for the hosts, and commandLine the same without the race detector.
 var binary, commandLine string
 
-// buildMax bounds the build of godwit on a machine whose build cache is empty.
-const buildMax = 10 * time.Minute
-
 func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(run(m))
 }
 
 func run(m *testing.M) int {
-	sweep()
-	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", builds, os.Getpid()))
+	dir, err := lab.BuildFolder()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gate:", err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // the next run takes what stays
 	binary, commandLine = filepath.Join(dir, "godwit-host"), filepath.Join(dir, "godwit")
-	if err := errors.Join(build(binary, raceBuild...), build(commandLine)); err != nil {
+	if err := errors.Join(lab.Build(binary, raceBuild...), lab.Build(commandLine)); err != nil {
 		fmt.Fprintln(os.Stderr, "gate:", err)
 		return 1
 	}
 	return m.Run()
-}
-
-// builds begins the names of the folders that hold the binaries under test; the process that made one stands behind it.
-const builds = "godwit-gate-"
-
-// sweep removes the binaries of runs that were killed.
-func sweep() {
-	found, err := filepath.Glob(filepath.Join(os.TempDir(), builds+"*"))
-	if err != nil {
-		return // the pattern is fixed and well formed
-	}
-	for _, dir := range found {
-		maker, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), builds), "-")
-		pid, err := strconv.Atoi(maker)
-		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			_ = os.RemoveAll(dir) // what stays is tried again
-		}
-	}
-}
-
-func build(path string, flags ...string) error {
-	ctx, done := context.WithTimeout(context.Background(), buildMax)
-	defer done()
-	args := slices.Concat([]string{"build"}, flags, []string{"-o", path, "github.com/godwit-vm/godwit/cmd/godwit"})
-	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return nil
 }
 
 // stepMax bounds a single step of a test: a command, a question to the guest, the end of a migration.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -40,8 +39,8 @@ func TestCloudImage(t *testing.T) {
 		t.Skip("no cloud image is given, so none is tested: run make imagetest, or give one with -image")
 	}
 	binary := filepath.Join(t.TempDir(), "godwit")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "github.com/godwit-vm/godwit/cmd/godwit").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if err := lab.Build(binary); err != nil {
+		t.Fatal(err)
 	}
 	c, err := lab.Start(t.Context(), lab.Options{Binary: binary, Hosts: 2})
 	if err != nil {

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/prometheus/procfs"
+
+	"github.com/godwit-vm/godwit/internal/control/warden"
+	"github.com/godwit-vm/godwit/internal/driver/host"
 )
 
 // guardVariable makes the binary that links this package a guard of the folder it names, instead of what it is.
@@ -61,16 +64,13 @@ func (g *guard) dismiss() {
 const sweepMax = 20 * time.Second
 
 // sweep kills every process that names the folder on its command line, but this one, until none is left, and removes the
-// folder and the VMs' cgroups.
+// folder and the cgroups of its hosts' VMs.
 func sweep(dir string) error {
 	end := time.Now().Add(sweepMax)
-	cgroups, killed := map[string]bool{}, map[int]bool{}
+	killed := map[int]bool{}
 	for {
 		left := named(dir)
 		for _, pid := range left {
-			if group := ownCgroup(pid); group != "" {
-				cgroups[group] = true
-			}
 			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is what is wanted
 			killed[pid] = true
 		}
@@ -85,9 +85,7 @@ func sweep(dir string) error {
 	for pid := range killed {
 		reap(pid)
 	}
-	for group := range cgroups {
-		removeCgroup(group)
-	}
+	clearCgroups(dir)
 	return errors.Join(removeNamespaces(filepath.Base(dir)), unmount(dir), os.RemoveAll(dir))
 }
 
@@ -117,15 +115,38 @@ func reap(pid int) {
 	}
 }
 
-// removeCgroup removes a VM's cgroup and the folders above it that are empty then. The kernel empties it a little after its last
-// process has ended.
+// clearCgroups removes the cgroups of the hosts whose run directories are in the folder. No process is in them any more.
+func clearCgroups(dir string) {
+	mount := host.CgroupMount()
+	if mount == "" {
+		return
+	}
+	all, name := filepath.Split(filepath.Join(mount, warden.PlainCgroup(dir)))
+	found, err := os.ReadDir(all)
+	if err != nil {
+		return // there are none
+	}
+	for _, entry := range found {
+		if strings.HasPrefix(entry.Name(), name+"-") {
+			removeCgroup(filepath.Join(all, entry.Name()))
+		}
+	}
+	_ = os.Remove(all) // others may have VMs there
+}
+
+// removeCgroup removes a cgroup and those in it. The kernel empties one a little after its last process has ended.
 func removeCgroup(group string) {
+	found, err := os.ReadDir(group)
+	if err != nil {
+		return // it is gone
+	}
+	for _, entry := range found {
+		if entry.IsDir() {
+			removeCgroup(filepath.Join(group, entry.Name()))
+		}
+	}
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if err := os.Remove(group); err == nil || errors.Is(err, os.ErrNotExist) {
-			for range 3 { // of the host, its run directory, and all; others may have VMs there
-				group = filepath.Dir(group)
-				_ = os.Remove(group)
-			}
 			return
 		}
 	}
@@ -145,26 +166,6 @@ func named(dir string) []int {
 		}
 	}
 	return found
-}
-
-// ownCgroup returns the folder of a VM's cgroup, "" for a process outside of ours.
-func ownCgroup(pid int) string {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(text)) {
-		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !ok || !strings.Contains(path, "/godwit/") {
-			continue
-		}
-		for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
-			if _, err := os.Stat(filepath.Join(mount, path, "cgroup.procs")); err == nil {
-				return filepath.Join(mount, path)
-			}
-		}
-	}
-	return ""
 }
 
 // Processes lists the processes that still have the cluster's folder on their command line.

@@ -195,7 +195,7 @@ func (h *Host) afterReset() error {
 		// Those of the host that have become our children; a process that still runs is nobody's of the dead.
 		_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 	}
-	h.clearCgroups()
+	removeCgroup(h.cgroup())
 	return errors.Join(os.RemoveAll(h.Run), h.reboot())
 }
 
@@ -223,20 +223,6 @@ func orphans() []int {
 		}
 	}
 	return ended
-}
-
-// clearCgroups removes the host's cgroups, which are empty.
-func (h *Host) clearCgroups() {
-	dir := h.cgroup()
-	found, err := os.ReadDir(dir)
-	if err != nil {
-		return // it has none
-	}
-	for _, entry := range found {
-		if entry.IsDir() {
-			removeCgroup(filepath.Join(dir, entry.Name()))
-		}
-	}
 }
 
 // cgroup is the folder of the cgroups of the host's VMs, "" where there are none. Its name is no pattern: it has backslashes.

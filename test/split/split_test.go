@@ -13,7 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"github.com/godwit-vm/godwit/test/lab"
 )
 
 var (
@@ -28,31 +29,24 @@ var ciSeeds = []uint64{0, 8, 21}
 // binary is godwit as these tests built it from the commit, without the race detector: that would be another machine's speed.
 var binary, commit string
 
-// buildMax bounds the build of godwit on a machine whose build cache is empty.
-const buildMax = 10 * time.Minute
-
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(build(m))
+	os.Exit(main(m))
 }
 
-func build(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "godwit-split-")
+func main(m *testing.M) int {
+	dir, err := lab.BuildFolder()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "split:", err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // only scratch
 	binary = filepath.Join(dir, "godwit")
-	ctx, done := context.WithTimeout(context.Background(), buildMax)
-	defer done()
-	if version, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output(); err == nil { // else it is not known
+	if version, err := exec.CommandContext(context.Background(), "git", "describe", "--always", "--dirty").Output(); err == nil { // else it is not known
 		commit = strings.TrimSpace(string(version))
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/godwit-vm/godwit/cmd/godwit")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "split: go build: %v\n%s", err, out)
+	if err := lab.Build(binary); err != nil {
+		fmt.Fprintln(os.Stderr, "split:", err)
 		return 1
 	}
 	return m.Run()

@@ -1,0 +1,48 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// buildMax bounds the build of godwit on a machine whose build cache is empty.
+const buildMax = 10 * time.Minute
+
+// Build builds godwit from the sources that the tests are of, with these flags of go build, and writes it to path.
+func Build(path string, flags ...string) error {
+	ctx, done := context.WithTimeout(context.Background(), buildMax)
+	defer done()
+	args := slices.Concat([]string{"build"}, flags, []string{"-o", path, "github.com/godwit-vm/godwit/cmd/godwit"})
+	if out, err := exec.CommandContext(ctx, "go", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// builds begins the names of the folders that hold binaries under test; the process that made one stands behind it.
+const builds = "godwit-test-"
+
+// BuildFolder makes a folder for what a run of tests builds, which removes it at its end. Those of runs that were killed are removed here.
+func BuildFolder() (string, error) {
+	found, err := filepath.Glob(filepath.Join(os.TempDir(), builds+"*"))
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range found {
+		maker, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), builds), "-")
+		pid, err := strconv.Atoi(maker)
+		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			_ = os.RemoveAll(dir) // what stays is tried again
+		}
+	}
+	return os.MkdirTemp("", fmt.Sprintf("%s%d-", builds, os.Getpid()))
+}
