@@ -122,7 +122,13 @@ type VMRun struct {
 	// Restored is the generation that the VM had in the backup which the store was restored from; 0: nothing of that is open any more. While it
 	// stands the owner may be another host, which a lock record beyond that generation names.
 	Restored Generation
+	// GivenUp is the generation that the owner could not start, for want of memory or the like: nothing of it runs, nor ever will. While it is the
+	// VM's the leader may name another owner, though this one lives; 0: none.
+	GivenUp Generation
 }
+
+// OwnerGaveUp reports whether the owner has given the VM up: it takes a new generation to start it, here or elsewhere.
+func (r VMRun) OwnerGaveUp() bool { return r.GivenUp != 0 && r.GivenUp == r.Generation }
 
 // Heir is who takes the VM over in a running migration. While one stands nobody else may start the VM.
 type Heir struct {

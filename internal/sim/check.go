@@ -221,8 +221,7 @@ func (w *world) crashed(h *host) {
 		v.lostAt, v.lostSerial = w.now, serial
 		w.after(restartLast, nil, func() {
 			run, _ := w.etcd.records.run[i].last()
-			if v.lostAt != 0 && v.lostSerial == w.serial && serial == w.serial && w.now-v.lostAt >= restartLast && run.Wanted == inventory.PowerOn && w.room(v) &&
-				(run.Owner == h.id || w.room0(v, run)) { // one that was given to a host whose memory another VM took first waits there
+			if v.lostAt != 0 && v.lostSerial == w.serial && serial == w.serial && w.now-v.lostAt >= restartLast && run.Wanted == inventory.PowerOn && w.room(v) {
 				w.breaks("L1", "%s does not run again %v after its host crashed", v.id, restartLast)
 			}
 		})
@@ -266,7 +265,7 @@ func (w *world) final() {
 			w.breaks("L2", "%s still has the heir %s of %s", v.id, run.Heir.Host, run.Heir.Migration)
 		case run.Wanted == inventory.PowerOff && len(v.copies) > 0:
 			w.breaks("L2", "%s is wanted off and has a QEMU on %s", v.id, v.copies[0].host.id)
-		case run.Wanted == inventory.PowerOn && n == 0 && w.room0(v, run):
+		case run.Wanted == inventory.PowerOn && n == 0 && (w.room0(v, run) || w.room(v)):
 			w.breaks("L2", "%s is wanted on by %s with generation %d, and does not run", v.id, run.Owner, run.Generation)
 		}
 	}

@@ -236,7 +236,7 @@ func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 	}
 }
 
-// reassign gives a VM whose owner is dead a new one, if some living host has room.
+// reassign gives a VM whose owner is dead, or could not start it, a new one, if some living host has room.
 func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case, heir int, v view, life []ha.Life) {
 	h, s := l.a.h, l.a.h.w.etcd
 	used, count := make([]int, len(h.w.hosts)), make([]int, len(h.w.hosts))
@@ -249,7 +249,7 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 	var all []ha.Candidate
 	for i, at := range life {
 		c := ha.Candidate{Host: h.w.hosts[i].id, Free: inventory.Bytes(h.w.hosts[i].memory - used[i]), VMs: count[i]}
-		if at != ha.Living || int(c.Free) < vm.memory {
+		if at != ha.Living || int(c.Free) < vm.memory || run.OwnerGaveUp() && i == hostIndex(run.Owner) {
 			c.Against = []string{"no"}
 		}
 		all = append(all, c)

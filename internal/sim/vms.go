@@ -128,6 +128,7 @@ func (a *agent) start(v *vm, done func(bool)) {
 		done(false)
 	}
 	if h.free()-h.promised() < v.memory && !w.weak.noAdmission {
+		a.giveUp(v)
 		fail("no memory is free")
 		return
 	}
@@ -142,7 +143,7 @@ func (a *agent) start(v *vm, done func(bool)) {
 		if run.Owner != h.id || run.Wanted != inventory.PowerOn || !run.Heir.IsZero() {
 			return errConflict
 		}
-		if place.Restart.Generation != run.Generation || v.disk.taken(run.Generation) {
+		if place.Restart.Generation != run.Generation || v.disk.taken(run.Generation) || run.OwnerGaveUp() {
 			run.Generation++
 			s.records.run[v.i].put(s.records.next(), run)
 		}
@@ -165,6 +166,24 @@ func (a *agent) start(v *vm, done func(bool)) {
 			})
 		})
 	})
+}
+
+// giveUp spends the generation of a VM that finds no memory here, so that the leader may look for another host.
+func (a *agent) giveUp(v *vm) {
+	h, s := a.h, a.h.w.etcd
+	s.do(h, a.p, storeTimeout, true, func() error {
+		run, _ := s.records.run[v.i].last()
+		switch {
+		case !s.records.epochIs(h.i, a.epoch):
+			return errEpoch
+		case run.Owner != h.id || run.Wanted != inventory.PowerOn || !run.Heir.IsZero():
+			return errConflict
+		case !run.OwnerGaveUp():
+			run.GivenUp = run.Generation
+			s.records.run[v.i].put(s.records.next(), run)
+		}
+		return nil
+	}, func(error) {})
 }
 
 // run is the last part of a start.

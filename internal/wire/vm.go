@@ -143,6 +143,7 @@ func VMRun(r inventory.VMRun) *godwitv1.VMRun {
 		Generation: uint64(r.Generation),
 		Wanted:     power(r.Wanted),
 		Restored:   uint64(r.Restored),
+		GivenUp:    uint64(r.GivenUp),
 	}
 	if !r.Heir.IsZero() {
 		m.Heir = &godwitv1.Heir{
@@ -168,6 +169,7 @@ func FromVMRun(m *godwitv1.VMRun) inventory.VMRun {
 		},
 		Wanted:   fromPower(m.GetWanted()),
 		Restored: inventory.Generation(m.GetRestored()),
+		GivenUp:  inventory.Generation(m.GetGivenUp()),
 	}
 }
 

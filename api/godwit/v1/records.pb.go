@@ -1660,7 +1660,8 @@ type VMRun struct {
 	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
 	Heir          *Heir                  `protobuf:"bytes,3,opt,name=heir,proto3" json:"heir,omitempty"`
 	Wanted        Power                  `protobuf:"varint,4,opt,name=wanted,proto3,enum=godwit.v1.Power" json:"wanted,omitempty"`
-	Restored      uint64                 `protobuf:"varint,15,opt,name=restored,proto3" json:"restored,omitempty"` // generation in the backup that the record was restored from, until an agent has settled who has the VM
+	GivenUp       uint64                 `protobuf:"varint,5,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"` // generation that the owner could not start and never will: while it is the VM's, the leader looks for another owner
+	Restored      uint64                 `protobuf:"varint,15,opt,name=restored,proto3" json:"restored,omitempty"`             // generation in the backup that the record was restored from, until an agent has settled who has the VM
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1721,6 +1722,13 @@ func (x *VMRun) GetWanted() Power {
 		return x.Wanted
 	}
 	return Power_POWER_UNSPECIFIED
+}
+
+func (x *VMRun) GetGivenUp() uint64 {
+	if x != nil {
+		return x.GivenUp
+	}
+	return 0
 }
 
 func (x *VMRun) GetRestored() uint64 {
@@ -3845,14 +3853,15 @@ const file_godwit_v1_records_proto_rawDesc = "" +
 	"\n" +
 	"HostDevice\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xa8\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xc3\x01\n" +
 	"\x05VMRun\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12#\n" +
 	"\x04heir\x18\x03 \x01(\v2\x0f.godwit.v1.HeirR\x04heir\x12(\n" +
-	"\x06wanted\x18\x04 \x01(\x0e2\x10.godwit.v1.PowerR\x06wanted\x12\x1a\n" +
+	"\x06wanted\x18\x04 \x01(\x0e2\x10.godwit.v1.PowerR\x06wanted\x12\x19\n" +
+	"\bgiven_up\x18\x05 \x01(\x04R\agivenUp\x12\x1a\n" +
 	"\brestored\x18\x0f \x01(\x04R\brestored\"q\n" +
 	"\x04Heir\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x1e\n" +

@@ -1,14 +1,10 @@
 package agent
 
 import (
-	"context"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/godwit-vm/godwit/internal/driver/peer"
-	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/store/storetest"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -30,7 +26,7 @@ func TestTerms(t *testing.T) {
 // A source names a heir with the boot that its target is in, and learns from the store alone that the heir is dead: because it was booted
 // since, because it was fenced. One that has become owner before is not lost, and one that was fenced is not named.
 func TestHeirLost(t *testing.T) {
-	s := realStore(t)
+	s := storetest.Open(t)
 	host := func(id inventory.HostID, boot string) records {
 		now, _, err := s.NextEpoch(t.Context(), id, boot)
 		ok(t, err)
@@ -92,37 +88,4 @@ func ok(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// realStore runs an etcd member for the test.
-func realStore(t *testing.T) *store.Store {
-	t.Helper()
-	dir := t.TempDir()
-	certs := filepath.Join(dir, "pki")
-	id, err := peer.Init(certs, "test", "host-1", []string{"127.0.0.1"})
-	ok(t, err)
-	ready, ended := make(chan string, 1), make(chan error, 1)
-	ctx, stop := context.WithCancel(context.Background())
-	go func() {
-		ended <- store.Serve(ctx, store.ServerConfig{
-			Name: "host-1", Dir: filepath.Join(dir, "store"), ClientURL: "https://127.0.0.1:0", PeerURL: "https://127.0.0.1:0",
-			CAFile: filepath.Join(certs, peer.CACertificateFile), CertFile: filepath.Join(certs, peer.CertificateFile),
-			KeyFile: filepath.Join(certs, peer.KeyFile), LogFile: filepath.Join(dir, "store.log"),
-			Ready: func(endpoint string) { ready <- endpoint },
-		})
-	}()
-	t.Cleanup(func() { stop(); <-ended })
-	select {
-	case endpoint := <-ready:
-		s, err := store.Open(t.Context(), store.Config{Endpoints: []string{endpoint}, TLS: id.StoreTLS()})
-		ok(t, err)
-		t.Cleanup(func() { _ = s.Close() })
-		return s
-	case err := <-ended:
-		ended <- err
-		t.Fatalf("the store ended instead of getting ready: %v", err)
-	case <-time.After(30 * time.Second):
-		t.Fatal("the store is not ready after 30 s")
-	}
-	return nil
 }

@@ -40,7 +40,11 @@ func (a *Agent) reassigned(vm inventory.VM) (*revival, bool) {
 	if vm.Run.Owner != a.Host() || !vm.Run.Heir.IsZero() || vm.Run.Wanted != inventory.PowerOn || r.Generation == 0 || r.Generation != vm.Run.Generation {
 		return nil, false
 	}
-	return newRevival(fmt.Sprintf("host %s was lost: %s", r.From, r.Why), r.Generation), true
+	generation := r.Generation
+	if vm.Run.OwnerGaveUp() {
+		generation = 0 // it is spent
+	}
+	return newRevival(r.Why, generation), true
 }
 
 // giveBack starts a VM that has a loop here, and that the leader has given to this host: its last life ended in a migration, or it was about
@@ -102,11 +106,36 @@ func (v *vm) revive(ctx context.Context) {
 		v.revival = nil
 	case ctx.Err() != nil: // the next agent goes on
 	default:
+		v.giveUp(ctx, r, err)
 		v.log.LogAttrs(ctx, slog.LevelWarn, "not started again yet", slog.String("why", r.why), slog.Any("err", err), slog.Duration("again", r.pause))
 		v.state(ctx, inventory.Crashed, fmt.Sprintf("%s; it is tried to be started again every %v: %v", r.why, r.pause, err))
 		r.due = time.After(r.pause)
 		r.pause = min(2*r.pause, reviveAgainMax)
 	}
+}
+
+// giveUp lets the leader look for another host when this one has no room for the VM, or not what it takes. The generation is spent with that: the
+// next try here takes another one in a transaction, which fails once the leader has named a new owner. Any other trouble is the VM's own, or
+// passes, and would follow it.
+func (v *vm) giveUp(ctx context.Context, r *revival, why error) {
+	if v.process != nil || !fault.Is(why, fault.Incompatible) && !fault.Is(why, fault.NoResources) {
+		return
+	}
+	r.generation = 0
+	run, err := v.agent.writer.UpdateRun(ctx, v.id, func(run *inventory.VMRun) error {
+		if err := v.wantedHere(*run); err != nil {
+			return err
+		}
+		run.GivenUp = run.Generation
+		return nil
+	})
+	if err != nil {
+		v.log.LogAttrs(ctx, slog.LevelWarn, "not given up", slog.Any("err", err)) // the next try says so again
+		return
+	}
+	v.mu.Lock()
+	v.stored.Run = run
+	v.mu.Unlock()
 }
 
 // errNotWanted ends a revival without a word.

@@ -36,6 +36,9 @@ func (p *pass) candidates(vm inventory.VM, off bool) []ha.Candidate {
 			h.Status.MemoryFree = math.MaxInt64
 		}
 		c.Against = append(admission.Create(vm.Spec, h), notShared(vm, h)...)
+		if h.ID == vm.Run.Owner && vm.Run.OwnerGaveUp() {
+			c.Against = append(c.Against, string(h.ID)+" could not start it")
+		}
 		all = append(all, c)
 	}
 	return all

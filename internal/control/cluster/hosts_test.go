@@ -11,6 +11,7 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/control/cluster"
 	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/store/storetest"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
@@ -76,7 +77,7 @@ type living struct {
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
-	return &scene{t: t, store: startStore(t), heirs: &heirs{}, host: map[inventory.HostID]*living{}}
+	return &scene{t: t, store: storetest.Open(t), heirs: &heirs{}, host: map[inventory.HostID]*living{}}
 }
 
 // begin starts a host's agent: an epoch, a description, and renewals every 100 ms until it dies.

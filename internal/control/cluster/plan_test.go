@@ -9,6 +9,7 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/control/cluster"
 	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/store/storetest"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -16,7 +17,7 @@ import (
 // A leader is killed before and after each of its transactions, one after the other: the plan ends, its steps are taken in order, what they do is
 // done once, and one event tells of the end.
 func TestPlanSurvivesItsLeaders(t *testing.T) {
-	s := startStore(t)
+	s := storetest.Open(t)
 	w := writer(t, s, "host-1")
 	var mu sync.Mutex
 	var taken []string
@@ -95,7 +96,7 @@ func TestPlanSurvivesItsLeaders(t *testing.T) {
 
 // A step that waits says for what, one that is hopeless ends the plan with its reason, and plans do not wait for one another.
 func TestPlanWaitsAndGivesUp(t *testing.T) {
-	s := startStore(t)
+	s := storetest.Open(t)
 	w := writer(t, s, "host-1")
 	open := make(chan struct{})
 	kinds := map[string][]cluster.Step{

@@ -21,7 +21,8 @@ type Discards interface {
 	Discard(ctx context.Context, heir inventory.HostID, id inventory.MigrationID, source inventory.HostID, term uint64) (bool, error)
 }
 
-// Recoverer is the loop that gives the VMs of dead hosts new owners: those that are wanted on start there, the others can be started there.
+// Recoverer is the loop that gives the VMs of dead hosts new owners, and those that a living one could not start: those that are wanted on start
+// there, the others can be started there.
 // policy/ha decides; the transaction compares everything that the decision stands on (store.Term.Reassign). A VM that cannot be
 // started again has a word in its place record why not. It never starts a VM itself, and never touches one whose power-off was
 // acknowledged but for its owner.
@@ -99,7 +100,8 @@ type grant struct {
 	at     time.Time
 }
 
-// run looks at every VM once. It reports whether something waits for what no change of a host will tell.
+// run looks at every VM once. It reports whether something waits for what no change of a host will tell; a VM that was given away a moment ago does,
+// as its new host may give it up.
 func (p *pass) run(ctx context.Context) (waits bool, err error) {
 	s := p.term.Store()
 	renewals, err := s.Renewals(ctx)
@@ -132,7 +134,7 @@ func (p *pass) run(ctx context.Context) (waits bool, err error) {
 		}
 	}
 	p.askHeirs(ctx, ask)
-	return waits || len(ask) > 0, p.endMigrations(ctx)
+	return waits || len(ask) > 0 || len(p.granted) > 0, p.endMigrations(ctx)
 }
 
 // life says what is known of a host.
@@ -172,7 +174,7 @@ func (p *pass) kase(ctx context.Context, run inventory.VMRun, discarded bool) (h
 
 // look decides about one VM and does it. discard says that its heir is to be asked.
 func (p *pass) look(ctx context.Context, vm inventory.VM) (waits, discard bool, err error) {
-	if vm.Run.Owner == "" || p.life(vm.Run.Owner) == ha.Living && vm.Run.Heir.IsZero() {
+	if vm.Run.Owner == "" || p.life(vm.Run.Owner) == ha.Living && vm.Run.Heir.IsZero() && !vm.Run.OwnerGaveUp() {
 		return false, false, p.block(ctx, vm, "")
 	}
 	c, err := p.kase(ctx, vm.Run, false)
@@ -283,7 +285,10 @@ func (p *pass) give(ctx context.Context, vm inventory.VM, c ha.Case, d ha.Decisi
 // why says in one line what became of the VM's hosts.
 func (p *pass) why(ctx context.Context, run inventory.VMRun, c ha.Case) string {
 	host := run.Owner
-	if c.Owner != ha.Dead {
+	switch {
+	case c.Owner == ha.Living && run.Heir.IsZero():
+		return string(host) + " could not start it"
+	case c.Owner != ha.Dead:
 		host = run.Heir.Host // the owner gave its copy up when the heir was lost
 	}
 	epoch, err := p.term.Store().Epoch(ctx, host)

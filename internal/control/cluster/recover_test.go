@@ -128,6 +128,44 @@ func TestNoHostFits(t *testing.T) {
 	})
 }
 
+// The story: a host dies, and the one that the leader gives its VM to has no room for it after all. It gives the VM up, though it lives, and the
+// third one gets it. When no other host can take it, that is said, and the VM stays until one can.
+func TestOwnerGivesUp(t *testing.T) {
+	s := newScene(t)
+	s.begin("host-1", "boot-1", inventory.FencedByWatchdog, 2*gib)
+	s.begin("host-2", "boot-2", inventory.FencedByWatchdog, 8*gib)
+	s.begin("host-3", "boot-3", inventory.FencedByWatchdog, 4*gib)
+	s.begin("host-4", "boot-4", inventory.FencedByWatchdog, gib)
+	vm := s.vm("web", inventory.VMRun{Owner: "host-4", Generation: 7, Wanted: inventory.PowerOn})
+	off := s.vm("off", inventory.VMRun{Owner: "host-2", Generation: 7, GivenUp: 7})
+	s.host["host-4"].die()
+	s.confirm("host-4", "host-1")
+	s.lead("host-1")
+	giveUp := func(host inventory.HostID) {
+		t.Helper()
+		until(t, string(host)+" has it", func() bool { return s.run(vm).Run.Owner == host })
+		_, err := s.host[host].UpdateRun(t.Context(), vm, func(r *inventory.VMRun) error { r.GivenUp = r.Generation; return nil })
+		must(t, err)
+	}
+	giveUp("host-2")
+	until(t, "host-3 has it", func() bool { return s.run(vm).Run.Owner == "host-3" })
+	if now := s.run(vm); now.Run.Generation != 9 || now.Run.OwnerGaveUp() || now.Place.Restart.Generation != 9 || now.Place.Restart.Why != "host-2 could not start it" {
+		t.Errorf("%+v %+v", now.Run, now.Place)
+	}
+	must(t, s.host["host-1"].PutHostStatus(t.Context(), inventory.HostStatus{MemoryFree: 1}))
+	must(t, s.host["host-2"].PutHostStatus(t.Context(), inventory.HostStatus{MemoryFree: 1}))
+	giveUp("host-3")
+	until(t, "every reason is there", func() bool {
+		why := s.run(vm).Place.Blocked
+		return strings.Contains(why, "host-3 could not start it") && strings.Contains(why, "host-1 has 1 B of memory free") && strings.Contains(why, "host-2 has")
+	})
+	must(t, s.host["host-2"].PutHostStatus(t.Context(), inventory.HostStatus{MemoryFree: 8 * gib}))
+	until(t, "host-2 has it again", func() bool { v := s.run(vm); return v.Run.Owner == "host-2" && v.Place.Blocked == "" })
+	if now := s.run(off); now.Run.Owner != "host-2" || now.Run.Generation != 7 {
+		t.Errorf("one that is off was moved: %+v", now.Run)
+	}
+}
+
 // While a heir stands the VM waits: for the heir's word when the owner is dead, for the owner's when the heir is. A heir that was
 // booted since it was named is dead.
 func TestHeirs(t *testing.T) {

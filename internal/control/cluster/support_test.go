@@ -1,50 +1,14 @@
 package cluster_test
 
 import (
-	"context"
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
-
-// startStore runs a real etcd member for the test.
-func startStore(t *testing.T) *store.Store {
-	t.Helper()
-	dir := t.TempDir()
-	certs := filepath.Join(dir, "pki")
-	id, err := peer.Init(certs, "test", "host-1", []string{"127.0.0.1"})
-	must(t, err)
-	ready, ended := make(chan string, 1), make(chan error, 1)
-	ctx, stop := context.WithCancel(context.Background())
-	go func() {
-		ended <- store.Serve(ctx, store.ServerConfig{
-			Name: "host-1", Dir: filepath.Join(dir, "store"), ClientURL: "https://127.0.0.1:0", PeerURL: "https://127.0.0.1:0",
-			CAFile: filepath.Join(certs, peer.CACertificateFile), CertFile: filepath.Join(certs, peer.CertificateFile),
-			KeyFile: filepath.Join(certs, peer.KeyFile), LogFile: filepath.Join(dir, "store.log"),
-			Ready: func(endpoint string) { ready <- endpoint },
-		})
-	}()
-	t.Cleanup(func() { stop(); <-ended })
-	select {
-	case endpoint := <-ready:
-		s, err := store.Open(t.Context(), store.Config{Endpoints: []string{endpoint}, TLS: id.StoreTLS()})
-		must(t, err)
-		t.Cleanup(func() { _ = s.Close() })
-		return s
-	case err := <-ended:
-		ended <- err
-		t.Fatalf("the store ended instead of getting ready: %v", err)
-	case <-time.After(30 * time.Second):
-		t.Fatal("the store is not ready after 30 s")
-	}
-	return nil
-}
 
 func must(t *testing.T, err error) {
 	t.Helper()

@@ -73,6 +73,9 @@ func Decide(c Case) Decision {
 	}
 	switch c.Owner {
 	case Living:
+		if c.Run.OwnerGaveUp() && c.Run.Wanted == inventory.PowerOn {
+			return start(c.Run.Wanted, next)
+		}
 		return Decision{Kind: Leave}
 	case Silent:
 		return Decision{Kind: Wait, Wait: c.Run.Owner}

@@ -15,13 +15,16 @@ func TestDecideEveryCase(t *testing.T) {
 	cases := 0
 	for _, owner := range lives {
 		for _, h := range append(slices.Clone(lives), "") { // "": no heir stands
-			for bits := range 8 {
+			for bits := range 16 {
 				c := Case{Owner: owner, Heir: h, HeirDiscarded: bits&1 != 0, OwnerDiscarded: bits&2 != 0, Run: inventory.VMRun{Owner: "a", Generation: 7, Heir: heir}}
 				if h == "" {
 					c.Run.Heir = no
 				}
 				if bits&4 != 0 {
 					c.Run.Wanted = inventory.PowerOn
+				}
+				if bits&8 != 0 {
+					c.Run.GivenUp = c.Run.Generation
 				}
 				cases++
 				if got, want := Decide(c), rules(c); got != want {
@@ -34,7 +37,7 @@ func TestDecideEveryCase(t *testing.T) {
 }
 
 func describe(c Case) string {
-	return fmt.Sprintf("owner %s (discarded %t), heir %q (discarded %t), wanted %v", c.Owner, c.OwnerDiscarded, c.Heir, c.HeirDiscarded, c.Run.Wanted)
+	return fmt.Sprintf("owner %s (discarded %t), heir %q (discarded %t), wanted %v, given up %d", c.Owner, c.OwnerDiscarded, c.Heir, c.HeirDiscarded, c.Run.Wanted, c.Run.GivenUp)
 }
 
 // rules says what docs/architecture.md says. A VM gets a new owner when neither of those that may run it can run it any more; otherwise
@@ -42,6 +45,7 @@ func describe(c Case) string {
 func rules(c Case) Decision {
 	stands := !c.Run.Heir.IsZero()
 	ownerOut := c.Owner == Dead || stands && c.Heir == Dead && c.OwnerDiscarded
+	ownerOut = ownerOut || !stands && c.Owner == Living && c.Run.GivenUp == 7 && c.Run.Wanted == inventory.PowerOn
 	heirOut := !stands || c.Heir == Dead || c.Owner == Dead && c.HeirDiscarded
 	switch {
 	case ownerOut && heirOut:
