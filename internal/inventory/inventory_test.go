@@ -141,3 +141,25 @@ func TestFreshIdentities(t *testing.T) {
 		}
 	}
 }
+
+// What a VM's former host wrote last says nothing of it under another owner; a migration's words do, and so does that it is off.
+func TestStatusNow(t *testing.T) {
+	for _, c := range []struct {
+		owner, by HostID
+		was, is   VMState
+	}{
+		{"host-1", "host-1", Running, Running},
+		{"host-1", "host-2", Running, Unknown},
+		{"host-1", "host-2", Paused, Unknown},
+		{"host-1", "host-2", Starting, Unknown},
+		{"host-1", "host-2", Migrating, Migrating},
+		{"host-1", "host-2", Stopped, Stopped},
+		{"host-1", "host-2", Crashed, Crashed},
+		{"host-1", "", Running, Running},
+	} {
+		now := VM{Run: VMRun{Owner: c.owner}, Status: VMStatus{State: c.was, Host: c.by, PID: 7}}.StatusNow()
+		if now.State != c.is || (now.PID == 0) != (c.is != c.was) || (now.Detail == "") != (c.is == c.was) {
+			t.Errorf("%s by %s under %s: %+v", c.was, c.by, c.owner, now)
+		}
+	}
+}

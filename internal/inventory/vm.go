@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -209,6 +210,16 @@ type VMStatus struct {
 	Heartbeat Heartbeat
 	Usage     Usage // telemetry: filled on reading from the owner's memory, never stored
 	Guest     Guest // as Usage
+}
+
+// StatusNow is what the stored status says of the VM now: nothing, once the VM was given to another owner that has not written one yet. The words
+// of a migration's source stand until its target has written.
+func (vm VM) StatusNow() VMStatus {
+	s := vm.Status
+	if s.Host == "" || s.Host == vm.Run.Owner || s.State != Starting && s.State != Running && s.State != Paused {
+		return s
+	}
+	return VMStatus{State: Unknown, Since: s.Since, Detail: fmt.Sprintf("it was %s on host %s; its host is %s now, which has not said how it is", s.State, s.Host, vm.Run.Owner)}
 }
 
 // Guest is what a guest says of itself through qemu-guest-agent.

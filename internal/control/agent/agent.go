@@ -262,6 +262,7 @@ func (a *Agent) VMs(ctx context.Context) ([]inventory.VM, error) {
 
 // live replaces what the store remembers of a VM by what its loop knows.
 func (a *Agent) live(stored inventory.VM) inventory.VM {
+	stored.Status = stored.StatusNow()
 	if stored.Run.Owner != a.Host() {
 		return stored
 	}

@@ -171,6 +171,9 @@ func (v view) against(m Member) (why string, dead bool) {
 // settleLearner makes the learner vote, or takes it back.
 func (v view) settleLearner() Step {
 	m := *v.learner
+	if !v.majority() {
+		return Step{Why: fmt.Sprintf("the new member of host %s has to wait: %d of %d members answer", m.Host, v.answering, v.voters)}
+	}
 	if why, _ := v.against(m); why != "" {
 		return Step{Kind: Remove, Host: m.Host, Member: m.ID, Why: why}
 	}
@@ -190,13 +193,16 @@ func (v view) replace(bad badOne) (Step, bool) {
 	return Step{Kind: Remove, Host: bad.Host, Member: bad.ID, Why: bad.why}, true
 }
 
+// majority reports whether the members can change anything.
+func (v view) majority() bool { return v.answering >= v.voters/2+1 }
+
 // removable reports whether those that answer are a majority, which a change takes, and still are one without the member.
 func (v view) removable(m Member) bool {
 	left := v.answering
 	if m.Answers {
 		left--
 	}
-	return v.voters > 1 && v.answering >= v.voters/2+1 && left >= (v.voters-1)/2+1
+	return v.voters > 1 && v.majority() && left >= (v.voters-1)/2+1
 }
 
 // shrink removes the voter that is missed least.

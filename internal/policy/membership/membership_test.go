@@ -60,6 +60,7 @@ func TestNext(t *testing.T) {
 		{"h1:V -h2:L h3 h4", "remove h2"},
 		{"h1:V ~h2:l h3 h4", "remove h2"},
 		{"h1:V ?h9:l h3 h4", "remove h9"},
+		{"h1:v h2:V ~h3:l", "waits: the new member of host h3 has to wait: 1 of 2 members answer"},
 		// somebody is silent: not for long, too long, and nobody to take the place
 		{"h1:V h2:V !h3:v h4", ""},
 		{"h1:V h2:V ~h3:v h4", "remove h3"},
