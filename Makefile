@@ -68,7 +68,7 @@ explore: ## every interleaving of one hand-over, with faults
 	@go test -count=1 -v -run 'Explore|Defect' ./internal/policy/handover
 
 defects: ## seed each mistake of fault/defect in turn: the simulator must find it within 5,000 seeds
-	@set -e; for d in $(or $(DEFECTS),$(filter-out defect,$(patsubst internal/fault/defect/%.go,%,$(wildcard internal/fault/defect/*.go)))); do \
+	@set -e; for d in $(or $(DEFECTS),$(filter-out defect defect_test,$(patsubst internal/fault/defect/%.go,%,$(wildcard internal/fault/defect/*.go)))); do \
 	  printf '%-24s ' $$d; go run -tags defect_$$d ./test/sim -seeds 5000 -find; done
 
 split: setup ## RUNS runs of real clusters with faults, judged by a disk that sees every write; kept in test/results/split.json

@@ -145,19 +145,19 @@ func TestFreshIdentities(t *testing.T) {
 // What a VM's former host wrote last says nothing of it under another owner; a migration's words do, and so does that it is off.
 func TestStatusNow(t *testing.T) {
 	for _, c := range []struct {
-		owner, by HostID
-		was, is   VMState
+		owner, by inventory.HostID
+		was, is   inventory.VMState
 	}{
-		{"host-1", "host-1", Running, Running},
-		{"host-1", "host-2", Running, Unknown},
-		{"host-1", "host-2", Paused, Unknown},
-		{"host-1", "host-2", Starting, Unknown},
-		{"host-1", "host-2", Migrating, Migrating},
-		{"host-1", "host-2", Stopped, Stopped},
-		{"host-1", "host-2", Crashed, Crashed},
-		{"host-1", "", Running, Running},
+		{"host-1", "host-1", inventory.Running, inventory.Running},
+		{"host-1", "host-2", inventory.Running, inventory.Unknown},
+		{"host-1", "host-2", inventory.Paused, inventory.Unknown},
+		{"host-1", "host-2", inventory.Starting, inventory.Unknown},
+		{"host-1", "host-2", inventory.Migrating, inventory.Migrating},
+		{"host-1", "host-2", inventory.Stopped, inventory.Stopped},
+		{"host-1", "host-2", inventory.Crashed, inventory.Crashed},
+		{"host-1", "", inventory.Running, inventory.Running},
 	} {
-		now := VM{Run: VMRun{Owner: c.owner}, Status: VMStatus{State: c.was, Host: c.by, PID: 7}}.StatusNow()
+		now := inventory.VM{Run: inventory.VMRun{Owner: c.owner}, Status: inventory.VMStatus{State: c.was, Host: c.by, PID: 7}}.StatusNow()
 		if now.State != c.is || (now.PID == 0) != (c.is != c.was) || (now.Detail == "") != (c.is == c.was) {
 			t.Errorf("%s by %s under %s: %+v", c.was, c.by, c.owner, now)
 		}
