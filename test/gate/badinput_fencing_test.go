@@ -12,6 +12,7 @@ import (
 
 // The story: people take hosts for dead that are not. The answers are in testdata/bad-input-fencing.txt.
 func TestBadInputFencing(t *testing.T) {
+	t.Parallel()
 	m := &mistakes{Cluster: startCluster(t, lab.Options{Hosts: 2})}
 	m.full = filepath.Join(m.Dir, "full")
 	for _, name := range []string{"full", "other", "copied"} { // that state looks at

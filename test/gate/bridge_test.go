@@ -102,6 +102,7 @@ func (c *cabled) missing(t *testing.T, h *lab.Host, why string) {
 // the first moment on, and no byte of its TCP stream is lost; neither in a migration that fails at the last moment, nor when whatever of
 // Godwit is killed under it. A host whose cable is pulled says so, and no VM goes there.
 func TestTheLANFollowsTheGuest(t *testing.T) {
+	t.Parallel()
 	c := takeOffCabled(t)
 	a, b, third := c.Hosts[0], c.Hosts[1], c.Hosts[2]
 	for _, leg := range [][2]*lab.Host{{a, b}, {b, third}, {third, a}} {

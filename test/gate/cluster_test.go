@@ -53,6 +53,7 @@ func running(t *testing.T, h *lab.Host, name string, on string, pid int32) *godw
 // the backup has it; the one that another host has taken is ended here; the one that the backup does not know is left alone and named; and
 // the next start has a generation that was never given.
 func TestBackupAndRestore(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, lab.Options{Hosts: 2})
 	if err := os.WriteFile(filepath.Join(c.Datastore, "tiny.rom"), tiny.Heartbeat(tiny.Options{Pages: 64, Fill: 8 << 10, Rate: 16}), 0o644); err != nil {
 		t.Fatal(err)

@@ -20,17 +20,11 @@ import (
 // replacedMax is how soon a leader that has died must have a successor.
 const replacedMax = 5 * time.Second
 
-// hasty are times of authority about half as long as the default; a watchdog counts seconds, and cannot be hastier.
-var hasty = []string{
-	"--authority-renew-every", "500ms", "--authority-renew-timeout", "450ms", "--authority-stop-after", "1500ms", "--authority-freeze-after", "2s",
-	"--authority-watchdog", "1s", "--authority-reset-after", "3500ms", "--authority-lease", "4s", "--authority-silence", "4200ms",
-}
-
 // The story: the host that leads the cluster, has a member of its store, and runs a VM, loses its power. Another one leads, fences it when its watchdog must have reset
 // it, and the VM starts once, with the next generation, on a third. The dead host comes back, and the VM is not its any more.
 func TestHostDies(t *testing.T) {
 	t.Parallel()
-	f := &failing{Cluster: startCluster(t, lab.Options{Hosts: 3, Watchdog: true, Run: hasty})}
+	f := &failing{Cluster: startCluster(t, lab.Options{Hosts: 3, Watchdog: true})}
 	f.open(t)
 	for _, h := range f.Hosts {
 		armed(t, h)
@@ -67,7 +61,7 @@ func TestHostDies(t *testing.T) {
 // says that it is dead: the VM starts once, elsewhere. The dead host comes back, and the VM is not its any more.
 func TestHostCannotBeProvenDead(t *testing.T) {
 	t.Parallel()
-	f := &failing{Cluster: startCluster(t, lab.Options{Hosts: 3, Run: hasty})}
+	f := &failing{Cluster: startCluster(t, lab.Options{Hosts: 3})}
 	f.open(t)
 	first, lost := f.Hosts[0], f.Hosts[2]
 	before := f.create(t, lost)

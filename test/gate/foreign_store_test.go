@@ -62,6 +62,7 @@ func foreignEtcd(t *testing.T) []string {
 
 // The story: a cluster on an etcd of the user's. No host carries a member; hosts join with a token alone, and any of them goes.
 func TestAForeignStore(t *testing.T) {
+	t.Parallel()
 	access := foreignEtcd(t)
 	c := startCluster(t, lab.Options{Hosts: 2, Init: access})
 	for _, h := range c.Hosts {

@@ -111,6 +111,7 @@ func reached(phase string, want inventory.Phase) bool {
 // The story: whatever dies in a migration before the release, the VM runs on where it was, and the next migration works.
 // After the release it runs at the target.
 func TestKills(t *testing.T) {
+	t.Parallel()
 	f := takeOff(t)
 	cases := []struct {
 		name string

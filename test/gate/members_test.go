@@ -49,6 +49,7 @@ func waitMembers(t *testing.T, h *lab.Host, want ...string) {
 // fourth host joins through one of them and takes its place in the store. The old machine comes back and is told; it joins again under its old
 // name.
 func TestTheFirstHostIsOneOfMany(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, lab.Options{Hosts: 3})
 	first, second := c.Hosts[0], c.Hosts[1]
 	waitMembers(t, second, "host-1", "host-2", "host-3")
@@ -114,6 +115,7 @@ func TestTheFirstHostIsOneOfMany(t *testing.T) {
 
 // The story: two hosts and a witness. Each of the three dies in turn, and comes back; the other two go on.
 func TestTwoHostsAndAWitness(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, lab.Options{Hosts: 2})
 	waitMembers(t, c.Hosts[0], "host-1")
 	if _, err := c.AddWitness(step(t)); err != nil {

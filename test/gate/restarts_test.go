@@ -21,6 +21,7 @@ const restartsWanted = 20
 // The story: whatever of Godwit dies, hangs or is restarted under a running VM, the VM stays in its process, its memory and its TCP
 // connection live on, and what came back can do everything again.
 func TestRestarts(t *testing.T) {
+	t.Parallel()
 	f := takeOff(t)
 	here, there := f.here(t)
 	restartEach(t, here, f.vm, f.tcp)
