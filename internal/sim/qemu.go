@@ -21,6 +21,7 @@ type vm struct {
 	ops        ops
 	lostAt     moment               // its host crashed then; 0: it has run since, or nothing is owed
 	askedAt    moment               // a user asked last for another power state
+	asked      int                  // how often a user did
 	lostSerial int                  // of the last fault then
 	heardGen   inventory.Generation // the last that was announced to the network
 	heardHost  int

@@ -50,6 +50,8 @@ func (w *world) power(v *vm) {
 	w.say("user", "powers %s on %s %s", v.id, h.id, map[bool]string{true: "off", false: "on"}[off])
 	before := v.ops
 	v.ops.doubt = true
+	v.asked++
+	n := v.asked
 	l.busy = true
 	s.do(h, a.p, storeTimeout, true, func() error {
 		run, _ := s.records.run[v.i].last()
@@ -67,14 +69,20 @@ func (w *world) power(v *vm) {
 		return nil
 	}, func(err error) {
 		l.busy = false
+		told := func() {
+			if v.asked == n { // else another was begun since, perhaps at another host: this answer says nothing of what comes of that
+				v.ops = ops{told: true, off: off}
+			}
+		}
 		switch {
 		case errors.Is(err, errUnknown):
 			return // nobody knows; the user is told just that
 		case err != nil:
-			v.ops = before
+			if v.asked == n {
+				v.ops = before
+			}
 			return
 		}
-		told := func() { v.ops = ops{told: true, off: off} }
 		if !off {
 			told()
 			a.step(v)
