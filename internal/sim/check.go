@@ -80,8 +80,8 @@ func (w *world) began(q *qemu) {
 func (w *world) landed(q *qemu, n uint64) {
 	v := q.vm
 	if v.arbiter == authority.StorageArbitrates && v.disk.holder != q {
-		if !q.dead && (q.state == running || q.state == copying) {
-			q.set(failedIO) // the write fails, and QEMU stops the guest (werror)
+		if !q.dead && q.state == running {
+			q.set(failedIO) // the write fails, and QEMU stops the guest (werror); one that copies goes on with that
 		}
 		return
 	}

@@ -25,6 +25,15 @@ var faults = []fault{
 	{"is cut off from its storage", 8, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, true, true, storage), true
 	}},
+	{"is cut off from its storage, which gives its locks away", 6, secs(1, 60), func(w *world, h *host, lasts time.Duration) (func(), bool) {
+		planes := []int{storage}
+		if w.chance(50) {
+			planes = append(planes, management)
+		}
+		heal := w.isolate(h, true, true, planes...)
+		w.after(w.between(0, lasts), nil, h.loseLocks)
+		return heal, true
+	}},
 	{"sends and hears nothing", 5, secs(1, 60), func(w *world, h *host, _ time.Duration) (func(), bool) {
 		return w.isolate(h, false, true, management), true
 	}},

@@ -171,7 +171,7 @@ func (m *move) device() {
 func (m *move) fails() {
 	q := m.a
 	if !q.dead && (q.state == copying || q.state == gate || q.state == device) {
-		q.set(running)
+		q.back()
 	}
 	m.tellSource(handover.SourceFailed)
 }

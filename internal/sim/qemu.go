@@ -48,7 +48,7 @@ const (
 	complete                  // migrated away: stopped
 	incoming                  // waits for a stream
 	loaded                    // has loaded one
-	failedIO                  // its disk was taken away
+	failedIO                  // its disk was taken away, and it stands
 )
 
 // qemu is one QEMU process in its cgroup.
@@ -125,6 +125,45 @@ func (q *qemu) cont() bool {
 		q.set(running)
 	}
 	return true
+}
+
+// inactivate is QEMU letting its images go as the last part of a migration begins: from now on the target may lock them.
+func (q *qemu) inactivate() {
+	q.state = device
+	if q.vm.disk.holder == q {
+		q.vm.disk.holder = nil
+	}
+}
+
+// back lets the guest run on when its migration was given up. The images are locked again where they were let go; who cannot, since another
+// one has them or the lock was lost before, has a guest that stands.
+func (q *qemu) back() {
+	v := q.vm
+	if v.arbiter == authority.StorageArbitrates {
+		if q.state == device && v.disk.holder == nil {
+			v.disk.holder = q
+		}
+		if v.disk.holder != q {
+			q.set(failedIO)
+			return
+		}
+	}
+	q.set(running)
+}
+
+// loseLocks is the storage taking the locks of a host that it does not hear. A guest there does not know yet: its next write fails.
+func (h *host) loseLocks() {
+	for _, q := range h.vms {
+		if q == nil || q.dead || q.vm.arbiter != authority.StorageArbitrates || q.vm.disk.holder != q {
+			continue
+		}
+		h.w.say("storage", "takes the lock of %s from %s", q.vm.id, h.id)
+		h.w.stats.LocksLost++
+		q.vm.disk.holder = nil
+		q.touch()
+		q.under++
+		q.land(q.counter+1, h.w.between(200*time.Millisecond, 3*time.Second))
+	}
 }
 
 // reaches reports whether the disk can be reached.

@@ -28,6 +28,8 @@ type Stats struct {
 	Kills     int
 	Moves     int
 	Moved     int
+	Guarded   int // of those that moved: whose storage arbitrates
+	LocksLost int
 	Runs      int
 	Stalls    int             // of Calm
 	Elections int             // of Calm
@@ -190,6 +192,8 @@ func (s *Stats) Add(o Stats) {
 	s.Kills += o.Kills
 	s.Moves += o.Moves
 	s.Moved += o.Moved
+	s.Guarded += o.Guarded
+	s.LocksLost += o.LocksLost
 	s.Runs += o.Runs
 	s.Restarts = append(s.Restarts, o.Restarts...)
 }

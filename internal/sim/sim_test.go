@@ -49,6 +49,9 @@ func TestFewSeedsKeepEveryPromise(t *testing.T) {
 	if s.Time < time.Duration(seeds)*5*time.Minute || s.Faults < int(seeds)*5 {
 		t.Errorf("%v virtual time and %d faults in %d seeds: too little", s.Time, s.Faults, seeds)
 	}
+	if s.Guarded == 0 || s.Guarded == s.Moved || s.LocksLost == 0 {
+		t.Errorf("VMs of one kind of storage never moved, or no lock was lost: %+v", s)
+	}
 	if s.Moved == 0 || s.Moved == s.Moves || s.Fences == 0 || s.Pauses == 0 || s.Kills == 0 || len(s.Restarts) == 0 {
 		t.Errorf("something never came about: %+v", s)
 	}

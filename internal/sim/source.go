@@ -6,6 +6,7 @@ import (
 
 	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/authority"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
@@ -84,7 +85,7 @@ func (s *source) act(actions []handover.SourceAction) {
 	switch do.Kind {
 	case handover.ContinueSwitchover:
 		if s.q != nil && !s.q.dead && s.q.state == gate && s.q.hung <= w.now {
-			s.q.state = device
+			s.q.inactivate()
 			s.mv.device()
 		} else {
 			fails(handover.SourceAbort)
@@ -171,6 +172,9 @@ func (s *source) end() {
 	w.say(string(s.a.h.id), "source of %s is over: %s %s", s.mv.id, s.m.Ends, s.m.Why)
 	if s.m.Ends == inventory.Completed {
 		w.stats.Moved++
+		if s.mv.vm.arbiter == authority.StorageArbitrates {
+			w.stats.Guarded++
+		}
 	} else {
 		w.settles(s.mv)
 	}
@@ -301,7 +305,7 @@ func (s *source) cancel() {
 		default:
 			s.cancels = false
 			if q.state == copying || q.state == gate || q.state == device {
-				q.set(running)
+				q.back()
 				s.mv.cut()
 			}
 			s.give(handover.SourceEvent{Kind: handover.SourceFailed})
