@@ -46,6 +46,7 @@ func (w *world) power(v *vm) {
 	}
 	l := &a.loops[v.i]
 	off := run.Wanted == inventory.PowerOn
+	_, revision := s.records.run[v.i].last()
 	v.askedAt = w.now
 	w.say("user", "powers %s on %s %s", v.id, h.id, map[bool]string{true: "off", false: "on"}[off])
 	before := v.ops
@@ -54,11 +55,11 @@ func (w *world) power(v *vm) {
 	n := v.asked
 	l.busy = true
 	s.do(h, a.p, storeTimeout, true, func() error {
-		run, _ := s.records.run[v.i].last()
+		run, now := s.records.run[v.i].last()
 		switch {
 		case !s.records.epochIs(h.i, a.epoch):
 			return errEpoch
-		case run.Owner != h.id || !run.Heir.IsZero():
+		case now != revision || run.Owner != h.id || !run.Heir.IsZero(): // late: it would undo what was done since
 			return errConflict
 		}
 		run.Wanted = inventory.PowerOn

@@ -14,11 +14,12 @@ const followEvery = time.Second
 
 // vmLoop is what an agent's goroutine of one VM remembers.
 type vmLoop struct {
-	busy     bool   // a start or an end is under way
-	taken    bool   // memory is promised to it, though it has no QEMU yet
-	stopping int    // stops that QEMU, or whose outcome the warden, has not acknowledged
-	held     bool   // stopped for want of authority, not by a user
-	again    moment // no start before that, since the last one went wrong
+	busy     bool                 // a start or an end is under way
+	taken    bool                 // memory is promised to it, though it has no QEMU yet
+	stopping int                  // stops that QEMU, or whose outcome the warden, has not acknowledged
+	held     bool                 // stopped for want of authority, not by a user
+	again    moment               // no start before that, since the last one went wrong
+	spent    inventory.Generation // given up here, or about to be: no start with it
 	src      *source
 	tgt      *target
 }
@@ -143,7 +144,7 @@ func (a *agent) start(v *vm, done func(bool)) {
 		if run.Owner != h.id || run.Wanted != inventory.PowerOn || !run.Heir.IsZero() {
 			return errConflict
 		}
-		if place.Restart.Generation != run.Generation || v.disk.taken(run.Generation) || run.OwnerGaveUp() {
+		if place.Restart.Generation != run.Generation || v.disk.taken(run.Generation) || run.OwnerGaveUp() || l.spent == run.Generation {
 			run.Generation++
 			s.records.run[v.i].put(s.records.next(), run)
 		}
@@ -168,15 +169,18 @@ func (a *agent) start(v *vm, done func(bool)) {
 	})
 }
 
-// giveUp spends the generation of a VM that finds no memory here, so that the leader may look for another host.
+// giveUp spends the generation of a VM that finds no memory here, so that the leader may look for another host. It is spent here before it is in the
+// store, and the record is changed only as it was read: a proposal that is late must not give up what runs by then.
 func (a *agent) giveUp(v *vm) {
 	h, s := a.h, a.h.w.etcd
+	read, revision := s.records.run[v.i].last()
+	a.loops[v.i].spent = read.Generation
 	s.do(h, a.p, storeTimeout, true, func() error {
-		run, _ := s.records.run[v.i].last()
+		run, now := s.records.run[v.i].last()
 		switch {
 		case !s.records.epochIs(h.i, a.epoch):
 			return errEpoch
-		case run.Owner != h.id || run.Wanted != inventory.PowerOn || !run.Heir.IsZero():
+		case now != revision || run.Owner != h.id || run.Wanted != inventory.PowerOn || !run.Heir.IsZero():
 			return errConflict
 		case !run.OwnerGaveUp():
 			run.GivenUp = run.Generation
