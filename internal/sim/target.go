@@ -94,15 +94,15 @@ func (a *agent) discard(m *move, reply func(handover.Answer)) {
 func (a *agent) asked(m *move, e handover.TargetEventKind, reply func(handover.Answer)) {
 	t := a.targetOf(m)
 	if t == nil {
+		if q := a.h.vms[m.vm.i]; q != nil && !q.dead && q == m.b {
+			return // being restored: its caller asks again
+		}
 		// Nothing is known of it here: what the journal says, or a reboot, is the answer.
 		t = &target{a: a, mv: m, m: handover.RestoreTarget(m.id, a.h.run.journals[m.vm.i])}
 		a.targets = append(a.targets, t)
 		found := handover.TargetFoundGone
 		if m.targetBoot != 0 && m.targetBoot != a.h.boots {
 			found = handover.TargetFoundRebooted
-		}
-		if q := a.h.vms[m.vm.i]; q != nil && !q.dead && q == m.b {
-			return // being restored
 		}
 		t.give(handover.TargetEvent{Kind: found}, nil)
 	}
