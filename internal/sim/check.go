@@ -168,7 +168,7 @@ func (w *world) settles(m *move) {
 	v, serial := m.vm, w.serial
 	w.after(settleMax, nil, func() {
 		run, _ := w.etcd.records.run[v.i].last()
-		h := w.hosts[hostIndex(run.Owner)]
+		h := w.hosts[number(run.Owner)]
 		e, _ := w.etcd.records.epoch[h.i].last()
 		if w.serial != serial || w.active > 0 || w.now-w.calmSince < calmFor || run.Wanted != inventory.PowerOn || !run.Heir.IsZero() || e.Fenced || !h.on ||
 			w.now-h.sent > 2*w.settings.RenewEvery || w.now-v.askedAt < settleMax || !w.room0(v, run) {
@@ -248,7 +248,7 @@ func (w *world) room(v *vm) bool {
 func (w *world) final() {
 	for i, v := range w.vms {
 		run, _ := w.etcd.records.run[i].last()
-		if !v.ops.doubt && v.ops.told && (run.Wanted == inventory.PowerOn) == v.ops.off && !w.weak.forgetOps {
+		if !v.ops.doubt && v.ops.told && (run.Wanted == inventory.PowerOn) == v.ops.off {
 			w.breaks("S3", "the user of %s was told that it is off=%v, and the store wants %d", v.id, v.ops.off, run.Wanted)
 		}
 		n := 0
@@ -273,6 +273,6 @@ func (w *world) final() {
 
 // room0 reports whether the owner has memory for a VM that does not run.
 func (w *world) room0(v *vm, run inventory.VMRun) bool {
-	h := w.hosts[hostIndex(run.Owner)]
+	h := w.hosts[number(run.Owner)]
 	return h.vms[v.i] != nil && !h.vms[v.i].dead || h.free() >= v.memory
 }

@@ -166,7 +166,7 @@ func (l *leader) act(v view) {
 	l.obs.Read(all, now)
 	life := make([]ha.Life, len(h.w.hosts))
 	for _, f := range l.obs.Look(now) {
-		i := hostIndex(f.Host)
+		i := number(f.Host)
 		switch f.Standing {
 		case authority.Up:
 			life[i] = ha.Living
@@ -212,19 +212,19 @@ func (l *leader) fence(i int, f authority.Finding) {
 // recover does what is to be done about one VM.
 func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 	run := v.run[vm.i]
-	owner := hostIndex(run.Owner)
+	owner := number(run.Owner)
 	if owner < 0 {
 		return
 	}
 	c := ha.Case{Run: run, Owner: life[owner], Heir: ha.Living}
-	heir := hostIndex(run.Heir.Host)
+	heir := number(run.Heir.Host)
 	if heir >= 0 {
 		c.Heir = life[heir]
 		if e := v.epoch[heir]; e.Boot != run.Heir.BootID {
 			c.Heir = ha.Dead
 		}
 		c.HeirDiscarded = l.discarded[run.Heir.Migration]
-		c.OwnerDiscarded = v.move[moveIndex(run.Heir.Migration)].sourceDropped
+		c.OwnerDiscarded = v.move[number(run.Heir.Migration)].sourceDropped
 	}
 	d := ha.Decide(c)
 	switch d.Kind {
@@ -241,7 +241,7 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 	h, s := l.a.h, l.a.h.w.etcd
 	used, count := make([]int, len(h.w.hosts)), make([]int, len(h.w.hosts))
 	for i, r := range v.run {
-		if o := hostIndex(r.Owner); o >= 0 && r.Wanted == inventory.PowerOn {
+		if o := number(r.Owner); o >= 0 && r.Wanted == inventory.PowerOn {
 			used[o] += h.w.vms[i].memory
 			count[o]++
 		}
@@ -249,7 +249,7 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 	var all []ha.Candidate
 	for i, at := range life {
 		c := ha.Candidate{Host: h.w.hosts[i].id, Free: inventory.Bytes(h.w.hosts[i].memory - used[i]), VMs: count[i]}
-		if at != ha.Living || int(c.Free) < vm.memory || run.OwnerGaveUp() && i == hostIndex(run.Owner) {
+		if at != ha.Living || int(c.Free) < vm.memory || run.OwnerGaveUp() && i == number(run.Owner) {
 			c.Against = []string{"no"}
 		}
 		all = append(all, c)
@@ -261,7 +261,7 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 	v.run[vm.i].Owner = to // counts for those that come after it
 	var dead []int
 	if c.Owner == ha.Dead {
-		dead = append(dead, hostIndex(run.Owner))
+		dead = append(dead, number(run.Owner))
 	}
 	done := false
 	s.do(h, l.p, storeTimeout, true, func() error {
@@ -299,7 +299,7 @@ func (l *leader) askDiscard(run inventory.VMRun) {
 		return
 	}
 	l.asked[id] = w.now
-	m := w.moves[moveIndex(id)]
+	m := w.moves[number(id)]
 	w.send(h.node, m.target.node, nil, func() {
 		if t := m.target.agent; t != nil && !t.p.dead && t.ready {
 			w.after(10*time.Microsecond, t.p, func() {
@@ -313,13 +313,4 @@ func (l *leader) askDiscard(run inventory.VMRun) {
 			})
 		}
 	})
-}
-
-// moveIndex is the number in a migration's id.
-func moveIndex(id inventory.MigrationID) int {
-	n := 0
-	for _, c := range []byte(id[len("mig-"):]) {
-		n = 10*n + int(c-'0')
-	}
-	return n - 1
 }

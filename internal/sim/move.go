@@ -38,7 +38,7 @@ type move struct {
 // move asks the owner's agent for a migration.
 func (w *world) move(v *vm) {
 	run, _ := w.etcd.records.run[v.i].last()
-	h := w.hosts[hostIndex(run.Owner)]
+	h := w.hosts[number(run.Owner)]
 	to := w.hosts[w.rng.IntN(len(w.hosts))]
 	a, q := h.agent, h.vms[v.i]
 	if to == h || a == nil || !a.p.runs(w.now) || !a.ready || q == nil || q.state != running || q.dead {
@@ -222,7 +222,7 @@ func (a *agent) restoreMoves() {
 	}
 	for i, m := range last {
 		if run, _ := records.run[i].last(); !run.Heir.IsZero() {
-			m = a.h.w.moves[moveIndex(run.Heir.Migration)]
+			m = a.h.w.moves[number(run.Heir.Migration)]
 		}
 		if m != nil && (m.source == a.h || m.target == a.h) {
 			a.restoreMove(m)

@@ -122,7 +122,7 @@ func (s *source) act(actions []handover.SourceAction) {
 	case handover.SendDiscard:
 		s.call(func(t *agent, reply func(handover.Answer)) { t.discard(s.mv, reply) })
 	case handover.ResumeHere:
-		s.resume(fails)
+		s.resume()
 		s.act(rest)
 		return
 	case handover.KillSource:
@@ -147,12 +147,11 @@ func (s *source) act(actions []handover.SourceAction) {
 }
 
 // resume lets the own vCPUs run again.
-func (s *source) resume(fails func(handover.SourceEventKind)) {
+func (s *source) resume() {
 	if s.a.left() < handover.AuthorityMargin || s.q == nil || s.q.dead {
 		s.inbox = append(s.inbox, handover.SourceEvent{Kind: handover.SourceResumeFailed})
 		return
 	}
-	_ = fails
 	s.a.cont(s.mv.vm, s.q, func(ok bool) {
 		e := handover.SourceResumeFailed
 		if ok {

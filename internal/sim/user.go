@@ -39,7 +39,7 @@ func (w *world) use(until moment) {
 func (w *world) power(v *vm) {
 	s := w.etcd
 	run, _ := s.records.run[v.i].last()
-	h := w.hosts[hostIndex(run.Owner)]
+	h := w.hosts[number(run.Owner)]
 	a := h.agent
 	if a == nil || !a.p.runs(w.now) || !a.ready || a.loops[v.i].busy || a.loops[v.i].src != nil || a.loops[v.i].tgt != nil {
 		return

@@ -128,7 +128,7 @@ func (a *agent) start(v *vm, done func(bool)) {
 		l.busy, l.taken, l.again = false, false, w.now+w.between(time.Second, 3*time.Second)
 		done(false)
 	}
-	if h.free()-h.promised() < v.memory && !w.weak.noAdmission {
+	if h.free()-h.promised() < v.memory {
 		a.giveUp(v)
 		fail("no memory is free")
 		return
@@ -200,7 +200,7 @@ func (a *agent) run(v *vm, q *qemu, told bool, fail func(string), done func(bool
 	case !told || q.dead:
 		drop("the warden does not answer")
 		return
-	case !h.reaches() || v.disk.highest() != q.generation && !h.w.weak.noLocks:
+	case !h.reaches() || v.disk.highest() != q.generation:
 		drop("another host has a newer lock record")
 		return
 	case a.left() < handover.AuthorityMargin:

@@ -3,7 +3,6 @@ package sim
 import (
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
@@ -114,7 +113,7 @@ func (wd *warden) look() {
 }
 
 func (wd *warden) act(a authority.WardenAction) {
-	q := wd.h.vms[vmIndex(a.VM)]
+	q := wd.h.vms[number(a.VM)]
 	if q == nil || q.dead {
 		return
 	}
@@ -169,24 +168,3 @@ func (a *agent) gone(v *vm) {
 
 // ignore is for words whose answer changes nothing.
 func ignore(bool) {}
-
-// vmIndex is the number in a VM's id.
-func vmIndex(id inventory.VMID) int {
-	n := 0
-	for _, c := range []byte(id[len("vm-"):]) {
-		n = 10*n + int(c-'0')
-	}
-	return n - 1
-}
-
-// hostIndex is the number in a host's id; -1: none.
-func hostIndex(id inventory.HostID) int {
-	if id == "" {
-		return -1
-	}
-	n := 0
-	for _, c := range []byte(id[len("host-"):]) {
-		n = 10*n + int(c-'0')
-	}
-	return n - 1
-}

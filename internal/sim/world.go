@@ -40,12 +40,6 @@ type world struct {
 	steal       bool // processes lose a fifth of their time
 	broken      *Violation
 	stats       Stats
-	weak        weakness
-}
-
-// weakness switches a guard of the simulated executors off, so that a test can see the check behind it.
-type weakness struct {
-	noAdmission, noLocks, forgetOps bool
 }
 
 // proc is one life of a process: what it was about to do dies with it.
@@ -169,6 +163,18 @@ func (w *world) between(lo, hi time.Duration) time.Duration {
 		return lo
 	}
 	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)))
+}
+
+// number is the place of a VM, host or migration in the world's list of them, from its id; -1: none.
+func number[ID ~string](id ID) int {
+	if id == "" {
+		return -1
+	}
+	n := 0
+	for _, c := range []byte(id[strings.IndexByte(string(id), '-')+1:]) {
+		n = 10*n + int(c-'0')
+	}
+	return n - 1
 }
 
 // chance is true in so many of a hundred cases.
