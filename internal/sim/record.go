@@ -3,11 +3,9 @@ package sim
 import (
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // RestartMax is how long a VM may take to run again after its host has crashed, at the 99th percentile (L1).
@@ -122,9 +120,8 @@ func NewRecord(b BlockRun) Record {
 		Migrations: s.Moves, Completed: s.Moved, Crashes: s.Crashes, Fences: s.Fences, Pauses: s.Pauses, Kills: s.Kills,
 		Restarts: len(s.Restarts), BlockSize: blockSize,
 	}
-	if n := len(s.Restarts); n > 0 {
-		sorted := slices.Sorted(slices.Values(s.Restarts))
-		r.RestartP99 = sorted[(n-1)*99/100].Round(10 * time.Millisecond).String()
+	if len(s.Restarts) > 0 {
+		r.RestartP99 = s.Restart(99).String()
 	}
 	for _, broken := range b.Broken {
 		r.Broken = append(r.Broken, fmt.Sprintf("seed %d: %s", broken.Seed, broken.Broken))

@@ -182,6 +182,15 @@ func (w *world) heal() {
 	}
 }
 
+// Restart is the longest restart of so many percent of them, to the hundredth of a second; 0: there was none.
+func (s *Stats) Restart(percent int) time.Duration {
+	if len(s.Restarts) == 0 {
+		return 0
+	}
+	all := slices.Sorted(slices.Values(s.Restarts))
+	return all[(len(all)-1)*percent/100].Round(10 * time.Millisecond)
+}
+
 // Add adds what another run came to.
 func (s *Stats) Add(o Stats) {
 	s.Time += o.Time

@@ -8,12 +8,11 @@ import (
 
 // The warden's looks, and what it does about its child.
 const (
-	lookEvery    = 500 * time.Millisecond
-	lookAgain    = 50 * time.Millisecond // while something is not proven
-	lookTookLong = 200 * time.Millisecond
-	silentMax    = 2300 * time.Millisecond
-	againAfter   = 100 * time.Millisecond
-	wordMax      = 500 * time.Millisecond // the agent waits for the warden's answer
+	lookEvery  = 500 * time.Millisecond
+	lookAgain  = 50 * time.Millisecond // while something is not proven
+	silentMax  = 2300 * time.Millisecond
+	againAfter = 100 * time.Millisecond
+	wordMax    = 500 * time.Millisecond // the agent waits for the warden's answer
 )
 
 // warden is one life of a host's main process.
@@ -80,9 +79,8 @@ func (wd *warden) look() {
 		switch a.Kind {
 		case authority.Feed:
 			again = lookEvery
-			// A process may be stopped between any two instructions: what was proven a while ago is no proof.
 			w.after(50*time.Microsecond, wd.p, func() {
-				if w.now-began < lookTookLong {
+				if w.now-began <= authority.ProofMax {
 					h.feed()
 				}
 			})

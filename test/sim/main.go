@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
@@ -101,12 +100,12 @@ func many(first, seeds uint64, file string) error {
 	}
 	s := b.Stats
 	fmt.Printf("%d migrations, %d completed; %d crashes, %d fences, %d times VMs were stopped in time, %d VMs killed by wardens; "+
-		"restart after a crash with nothing else wrong: %s\n", s.Moves, s.Moved, s.Crashes, s.Fences, s.Pauses, s.Kills, spread(s.Restarts))
+		"restart after a crash with nothing else wrong: %s\n", s.Moves, s.Moved, s.Crashes, s.Fences, s.Pauses, s.Kills, spread(s))
 	var err error
 	if file != "" {
 		err = write(file, commit, b)
 	}
-	if p := percentile(s.Restarts, 99); p > sim.RestartMax {
+	if p := s.Restart(99); p > sim.RestartMax {
 		err = errors.Join(err, fmt.Errorf("L1: the 99th percentile of restarts is %v, and %v is promised", p, sim.RestartMax))
 	}
 	if len(b.Broken) > 0 {
@@ -116,19 +115,11 @@ func many(first, seeds uint64, file string) error {
 	return err
 }
 
-func percentile(all []time.Duration, p int) time.Duration {
-	if len(all) == 0 {
-		return 0
-	}
-	all = slices.Sorted(slices.Values(all))
-	return all[(len(all)-1)*p/100].Round(10 * time.Millisecond)
-}
-
-func spread(all []time.Duration) string {
-	if len(all) == 0 {
+func spread(s sim.Stats) string {
+	if len(s.Restarts) == 0 {
 		return "none"
 	}
-	return fmt.Sprintf("%d, median %v, p99 %v, longest %v", len(all), percentile(all, 50), percentile(all, 99), percentile(all, 100))
+	return fmt.Sprintf("%d, median %v, p99 %v, longest %v", len(s.Restarts), s.Restart(50), s.Restart(99), s.Restart(100))
 }
 
 // calmly runs a cluster for hours in which nothing is broken.

@@ -42,7 +42,6 @@ type clock struct {
 const (
 	unprovenEvery = 50 * time.Millisecond  // from one look to the next while something is to die or to freeze
 	calmEvery     = time.Second            // and while nothing is to be done
-	proofMax      = 100 * time.Millisecond // age of a proof with which the watchdog may be fed
 	openEvery     = 10 * time.Second       // between two tries to open a watchdog that did not open
 	wordsMax      = 64                     // words that wait for the guard, and that it takes at once
 	wantersMax    = 16                     // callers that wait for Clean
@@ -311,7 +310,7 @@ func (g *guard) feed(now authority.Moment) {
 	if now < g.feedAt {
 		return
 	}
-	if late := g.clock.now() - now; late > proofMax {
+	if late := g.clock.now() - now; late > authority.ProofMax {
 		// This process stood still since it looked. What it saw is over; the next look comes right away.
 		g.unproven = true
 		return

@@ -341,7 +341,7 @@ func TestAnOldProofFeedsNothing(t *testing.T) {
 		time.Sleep(time.Minute)
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		if k.oldest > proofMax || k.fed.Sub(k.boot) < time.Minute {
+		if k.oldest > authority.ProofMax || k.fed.Sub(k.boot) < time.Minute {
 			t.Errorf("it was fed by a proof that was %v old, and last at %v", k.oldest, k.fed.Sub(k.boot))
 		}
 		if len(k.resets) > 0 {

@@ -60,6 +60,10 @@ func Default() Settings {
 // watchdogGrain is how much later than asked a watchdog may fire: timers of hardware count seconds or half seconds.
 const watchdogGrain = 500 * time.Millisecond
 
+// ProofMax is how old a proof may be with which the watchdog is fed: a warden may stand still between any two instructions, and what it saw is
+// over then.
+const ProofMax = 100 * time.Millisecond
+
 // Problems lists what makes the settings unsafe or useless, with the arithmetic; nil: nothing.
 func (s Settings) Problems() []string {
 	var bad []string
