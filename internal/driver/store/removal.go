@@ -50,6 +50,10 @@ func (t *Term) DropMemberPlan(ctx context.Context, host inventory.HostID) error 
 	return fault.Wrap("drop", "member of host "+string(host), err)
 }
 
+func notLeaving(host inventory.HostID) error {
+	return fault.New(fault.NotFound, "host %s is not to be removed any more", host)
+}
+
 // Removals returns the hosts that are to leave the cluster, ordered by host.
 func (s *Store) Removals(ctx context.Context) ([]inventory.Removal, error) {
 	return listed(ctx, s, rootRemoval, removals, func(r *inventory.Removal, host inventory.HostID) { r.Host = host })
@@ -87,7 +91,7 @@ func (w *Writer) CancelRemoval(ctx context.Context, host inventory.HostID) error
 func (t *Term) RemovalWaits(ctx context.Context, host inventory.HostID, what string) error {
 	_, err := apply(ctx, t.w, edit[inventory.Removal]{
 		what: "removal of host " + string(host), key: keyRemoval(host), codec: removals,
-		missing: fault.New(fault.NotFound, "host %s is not to be removed any more", host),
+		missing: notLeaving(host),
 		change: func(r *inventory.Removal) error {
 			r.Waits = what
 			return nil
@@ -97,13 +101,23 @@ func (t *Term) RemovalWaits(ctx context.Context, host inventory.HostID, what str
 }
 
 // EndEpoch ends the present epoch of a host that is to be removed, so that its agent changes nothing more, and returns the revision that
-// RemoveHost compares. An agent that begins another epoch meanwhile is seen by that. Of a host that is fenced the epoch has ended.
+// RemoveHost compares. An agent that begins another epoch meanwhile is seen by that. Of a host that is fenced the epoch has ended. A removal
+// that was taken back is fault.NotFound.
 func (t *Term) EndEpoch(ctx context.Context, host inventory.HostID) (revision int64, err error) {
 	key := keyHost(host, partEpoch)
 	for range attemptsMax {
+		if err := t.mayRemove(ctx, host); err != nil {
+			return 0, err
+		}
 		old, was, err := load(ctx, t.w.s, key, hostEpochs)
-		if err != nil || was == 0 || old.value.Fenced {
-			return was, err
+		if err != nil {
+			return 0, err
+		}
+		if was == 0 {
+			return 0, noHost(host)
+		}
+		if old.value.Fenced {
+			return was, nil
 		}
 		now := old.value
 		now.Epoch, now.Why = now.Epoch+1, "it leaves the cluster"
@@ -111,23 +125,37 @@ func (t *Term) EndEpoch(ctx context.Context, host inventory.HostID) (revision in
 		if err != nil {
 			return 0, err
 		}
-		done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(key, was)}, clientv3.OpPut(key, value))
+		done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(key, was), exists(keyRemoval(host))}, clientv3.OpPut(key, value))
 		if err != nil {
 			return 0, err
 		}
-		if done {
-			resp, err := t.w.s.get(ctx, key)
-			if err != nil || len(resp.Kvs) == 0 {
-				return 0, err
-			}
-			return resp.Kvs[0].ModRevision, nil
+		if !done {
+			continue
+		}
+		// Only a record that still holds the epoch that was written here is the end of one: the next start of the agent may have come first.
+		ended, revision, err := load(ctx, t.w.s, key, hostEpochs)
+		if err != nil {
+			return 0, err
+		}
+		if revision != 0 && ended.value.Epoch == now.Epoch {
+			return revision, nil
 		}
 	}
 	return 0, fault.New(fault.Conflict, "end epoch of host %s: its agent starts all the time", host)
 }
 
-// RemoveHost forgets a host, by one transaction that compares its epoch's revision and the list of revoked certificates that revoked was
-// made from: every record of the host, its renewal, and the plans for it. From then on its name is free. Conflict: look anew.
+// mayRemove refuses a host whose removal is not planned any more.
+func (t *Term) mayRemove(ctx context.Context, host inventory.HostID) error {
+	_, revision, err := load(ctx, t.w.s, keyRemoval(host), removals)
+	if err == nil && revision == 0 {
+		err = notLeaving(host)
+	}
+	return err
+}
+
+// RemoveHost forgets a host, by one transaction that compares its epoch's revision, the list of revoked certificates that revoked was
+// made from, and that the removal was not taken back: every record of the host, its renewal, and the plans for it. From then on its name
+// is free. Conflict: look anew.
 func (t *Term) RemoveHost(ctx context.Context, host inventory.HostID, epochRevision int64, revoked []byte, revokedRevision int64) error {
 	old, _, err := load(ctx, t.w.s, keyRevoked, revocationLists)
 	if err != nil {
@@ -137,13 +165,17 @@ func (t *Term) RemoveHost(ctx context.Context, host inventory.HostID, epochRevis
 	if err != nil {
 		return err
 	}
-	done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(keyHost(host, partEpoch), epochRevision), unchanged(keyRevoked, revokedRevision)},
+	still := []clientv3.Cmp{unchanged(keyHost(host, partEpoch), epochRevision), unchanged(keyRevoked, revokedRevision), exists(keyRemoval(host))}
+	done, err := t.w.commit(ctx, still,
 		clientv3.OpDelete(keyHost(host, ""), clientv3.WithPrefix()), clientv3.OpDelete(keyAlive(host)), clientv3.OpDelete(keyMember(host)),
 		clientv3.OpDelete(keyRemoval(host)), clientv3.OpPut(keyRevoked, value))
 	if err != nil {
 		return fault.Wrap("remove", "host "+string(host), err)
 	}
 	if !done {
+		if err := t.mayRemove(ctx, host); err != nil {
+			return err
+		}
 		return fault.New(fault.Conflict, "remove host %s: its agent was started meanwhile, or another host removed", host)
 	}
 	return nil

@@ -77,6 +77,41 @@ func TestAHostIsRemovedOnceAndItsNameIsFree(t *testing.T) {
 	must(t, w.UseToken(t.Context(), "t2", []byte("h"), store.Joining{Host: "host-2"}))
 }
 
+// The agent begins its next epoch between the end of the last one and the leader's look at that.
+func TestAnAgentThatStartsWhileItsEpochEndsIsSeen(t *testing.T) {
+	s, w := start(t)
+	term := lead(t, s, w)
+	writer(t, s, "host-2")
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", Since: time.Now()}))
+	starts := 1
+	var other *store.Writer
+	term.Intercept(func(done bool) error {
+		if done && starts > 0 {
+			starts--
+			other = writer(t, s, "host-2")
+		}
+		return nil
+	})
+	revision, err := term.EndEpoch(t.Context(), "host-2")
+	must(t, err)
+	want(t, fault.Conflict, other.PutHostStatus(t.Context(), inventory.HostStatus{VMs: 1}))
+	must(t, term.RemoveHost(t.Context(), "host-2", revision, []byte("list"), 0))
+}
+
+func TestAHostWhoseRemovalWasTakenBackStays(t *testing.T) {
+	s, w := start(t)
+	term := lead(t, s, w)
+	other := writer(t, s, "host-2")
+	want(t, fault.NotFound, third(term.EndEpoch(t.Context(), "host-2")))
+	must(t, other.PutHostStatus(t.Context(), inventory.HostStatus{VMs: 1}))
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", Since: time.Now()}))
+	revision, err := term.EndEpoch(t.Context(), "host-2")
+	must(t, err)
+	must(t, w.CancelRemoval(t.Context(), "host-2"))
+	want(t, fault.NotFound, term.RemoveHost(t.Context(), "host-2", revision, []byte("list"), 0))
+	must(t, third(s.Epoch(t.Context(), "host-2")))
+}
+
 func third[T any](_ T, err error) error { return err }
 
 func TestAJoinThatCannotBeFinishedIsUndone(t *testing.T) {
