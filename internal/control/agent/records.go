@@ -35,7 +35,7 @@ func (r records) SetHeir(ctx context.Context, vm inventory.VMID, heir inventory.
 		return fault.New(fault.Conflict, "host %s was fenced: %s", heir.Host, there.Why)
 	}
 	heir.BootID = there.BootID
-	_, err = r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) error {
+	_, err = r.agent.writer.NameHeir(ctx, vm, heir.Host, func(run *inventory.VMRun) error {
 		switch {
 		case run.Owner != r.agent.Host():
 			return fault.New(fault.Conflict, "host %s owns it", run.Owner)

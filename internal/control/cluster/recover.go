@@ -90,6 +90,7 @@ type pass struct {
 	term     *store.Term
 	hosts    []inventory.Host
 	renewals map[inventory.HostID]inventory.Renewal
+	leaving  map[inventory.HostID]bool // the hosts that are to leave the cluster: they get no VMs
 	granted  []grant
 }
 
@@ -114,6 +115,14 @@ func (p *pass) run(ctx context.Context) (waits bool, err error) {
 	}
 	if p.hosts, err = s.Hosts(ctx); err != nil {
 		return true, err
+	}
+	removals, err := s.Removals(ctx)
+	if err != nil {
+		return true, err
+	}
+	p.leaving = map[inventory.HostID]bool{}
+	for _, r := range removals {
+		p.leaving[r.Host] = true
 	}
 	vms, err := s.VMs(ctx)
 	if err != nil {

@@ -135,7 +135,7 @@ func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64,
 
 // Reassign changes the run record of a VM whose hosts in dead are dead, and says so in its place record, in one transaction that compares
 // both, and the epoch of each of the dead, and writes the events. Dead is a host that is fenced or was removed, and a heir that was booted
-// since it was named; one that is not, or no longer, is fault.Conflict. change may be called several times; its error ends the attempt and
+// since it was named; one that is not, or no longer, is fault.Conflict, and so is a new owner that leaves the cluster. change may be called several times; its error ends the attempt and
 // is returned as it is.
 func (t *Term) Reassign(
 	ctx context.Context, id inventory.VMID, dead []inventory.HostID, change func(*inventory.VMRun, *inventory.VMPlace) error, events ...inventory.Event,
@@ -164,6 +164,13 @@ func (t *Term) Reassign(
 		newRun, newPlace := run.value, place.value
 		if err := change(&newRun, &newPlace); err != nil {
 			return inventory.VMRun{}, err
+		}
+		if newRun.Owner != "" && newRun.Owner != run.value.Owner {
+			stays, err := t.w.stays(ctx, newRun.Owner)
+			if err != nil {
+				return inventory.VMRun{}, err
+			}
+			still = append(still, stays...)
 		}
 		runText, err := vmRuns.repack(run, newRun)
 		if err != nil {

@@ -112,6 +112,50 @@ func TestAHostWhoseRemovalWasTakenBackStays(t *testing.T) {
 	must(t, third(s.Epoch(t.Context(), "host-2")))
 }
 
+// A removal has looked whether a VM needs the host: nobody may name it after that.
+func TestNoVMIsGivenToAHostThatLeaves(t *testing.T) {
+	s, w := start(t)
+	term := lead(t, s, w)
+	writer(t, s, "host-2")
+	must(t, w.CreateVM(t.Context(), inventory.VM{ID: "vm-a", Spec: inventory.VMSpec{Name: "a"}, Run: inventory.VMRun{Owner: "host-1"}}))
+	heir := func(r *inventory.VMRun) error {
+		r.Heir = inventory.Heir{Host: "host-2", Migration: "m"}
+		return nil
+	}
+	owner := func(r *inventory.VMRun, _ *inventory.VMPlace) error {
+		r.Owner = "host-2"
+		return nil
+	}
+	refused := func() {
+		t.Helper()
+		t.Log(want(t, fault.Conflict, third(w.NameHeir(t.Context(), "vm-a", "host-2", heir))))
+		t.Log(want(t, fault.Conflict, third(term.Reassign(t.Context(), "vm-a", nil, owner))))
+	}
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", Since: time.Now()}))
+	refused()
+	must(t, w.CancelRemoval(t.Context(), "host-2"))
+	must(t, third(w.NameHeir(t.Context(), "vm-a", "host-2", heir)))
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", Since: time.Now()}))
+	must(t, third(w.NameHeir(t.Context(), "vm-a", "host-2", heir))) // said again: it is named
+
+	// The removal is planned between the look and the write.
+	must(t, w.CancelRemoval(t.Context(), "host-2"))
+	must(t, third(w.UpdateRun(t.Context(), "vm-a", func(r *inventory.VMRun) error { r.Heir = inventory.Heir{}; return nil })))
+	planned := false
+	term.Intercept(func(done bool) error {
+		if !done && !planned {
+			planned = true
+			must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", Since: time.Now()}))
+		}
+		return nil
+	})
+	t.Log(want(t, fault.Conflict, third(term.Reassign(t.Context(), "vm-a", nil, owner))))
+	revision, err := term.EndEpoch(t.Context(), "host-2")
+	must(t, err)
+	must(t, term.RemoveHost(t.Context(), "host-2", revision, []byte("list"), 0))
+	refused()
+}
+
 func third[T any](_ T, err error) error { return err }
 
 func TestAJoinThatCannotBeFinishedIsUndone(t *testing.T) {

@@ -227,6 +227,47 @@ func (w *Writer) UpdateRun(ctx context.Context, id inventory.VMID, change func(*
 	})
 }
 
+// NameHeir is UpdateRun for a change that names the host as the VM's heir. One that leaves the cluster, or has left it, is fault.Conflict:
+// whoever takes it out has looked already whether a VM needs it.
+func (w *Writer) NameHeir(ctx context.Context, id inventory.VMID, host inventory.HostID, change func(*inventory.VMRun) error) (inventory.VMRun, error) {
+	var leaves error
+	return apply(ctx, w, edit[inventory.VMRun]{
+		what: "run record of vm " + string(id), key: keyVM(id, partRun), codec: vmRuns, missing: noVM(string(id)),
+		before: func(ctx context.Context) (stays []clientv3.Cmp, err error) {
+			if stays, leaves = w.stays(ctx, host); fault.Is(leaves, fault.Conflict) {
+				return stays, nil
+			}
+			return stays, leaves
+		},
+		change: func(run *inventory.VMRun) error {
+			was := run.Heir
+			if err := change(run); err != nil {
+				return err
+			}
+			if run.Heir != was { // one that was named by a call whose answer was lost stays
+				return leaves
+			}
+			return nil
+		},
+	})
+}
+
+// stays compares that a host is in the cluster and is not to leave it; fault.Conflict when that is not so.
+func (w *Writer) stays(ctx context.Context, host inventory.HostID) ([]clientv3.Cmp, error) {
+	epoch, err := w.s.get(ctx, keyHost(host, partEpoch), clientv3.WithCountOnly())
+	if err != nil {
+		return nil, err
+	}
+	leaving, err := w.s.get(ctx, keyRemoval(host), clientv3.WithCountOnly())
+	if err != nil {
+		return nil, err
+	}
+	if epoch.Count == 0 || leaving.Count != 0 {
+		err = fault.New(fault.Conflict, "host %s leaves the cluster", host)
+	}
+	return []clientv3.Cmp{exists(keyHost(host, partEpoch)), absent(keyRemoval(host))}, err
+}
+
 // PutVMStatus writes how the VM is. Only the VM's owner may: another host gets fault.Conflict, so that a source that is
 // late cannot write over what the target says. The usage is left out.
 func (w *Writer) PutVMStatus(ctx context.Context, id inventory.VMID, status inventory.VMStatus) error {
