@@ -49,7 +49,7 @@ func runStore(ctx context.Context, c *hostConfig, r roleRun) error {
 		}
 	})
 	conf := store.ServerConfig{
-		Name: string(c.Host), Dir: c.storeDir(), Join: c.StoreJoin, ClientURL: c.storeClient(), PeerURL: c.storePeer(),
+		Name: string(c.Host), Dir: c.storeDir(), Join: c.StoreJoin, MemberID: c.MemberID, ClientURL: c.storeClient(), PeerURL: c.storePeer(),
 		CAFile: filepath.Join(c.pki(), peer.CACertificateFile), CertFile: filepath.Join(c.pki(), peer.CertificateFile),
 		KeyFile: filepath.Join(c.pki(), peer.KeyFile), Proofs: proofs, Quota: r.set.StoreQuota,
 		Ready: func(endpoint string) {

@@ -198,5 +198,8 @@ func TestAMemberDoesNotForget(t *testing.T) {
 	must(t, store.RemoveData(filepath.Join(m.config.Dir, "member")))
 	want(t, fault.Conflict, store.Serve(t.Context(), m.config))
 	must(t, store.RemoveData(m.config.Dir)) // on purpose
+	m.config.MemberID = 7                   // the host remembers that it founded the store
+	t.Log(want(t, fault.Conflict, store.Serve(t.Context(), m.config)))
+	m.config.MemberID = 0
 	m.start(t)
 }

@@ -35,9 +35,12 @@ const (
 // ServerConfig says how the embedded member runs.
 type ServerConfig struct {
 	Name string // of the member: the host's id
-	// Join makes the member one that the store knows already (Term.AddMember): all members with their peer URLs, as NewMember.Join has
-	// them. Empty founds a store. It counts only for as long as Dir is empty.
-	Join      string
+	// Join makes the member one that the store knows already (Term.AddMember): all members with their peer URLs, as
+	// MemberPlan.Join has them. Empty founds a store. It counts only for as long as Dir is empty.
+	Join string
+	// MemberID is that of the member that the host remembers to have; 0: none. It founds no store with one: there was a store, whose
+	// data was moved away.
+	MemberID  uint64
 	Dir       string // data directory, made with mode 0700 when it is not there
 	ClientURL string // https://ADDRESS:2379; port 0 takes a free one
 	PeerURL   string // https://ADDRESS:2380
@@ -70,7 +73,7 @@ func Serve(ctx context.Context, cfg ServerConfig) error {
 	if err != nil {
 		return fault.Wrap("start", "store", err)
 	}
-	if err := checkBorn(cfg.Dir); err != nil {
+	if err := cfg.checkBorn(); err != nil {
 		return err
 	}
 	server, err := embed.StartEtcd(conf)
@@ -168,15 +171,15 @@ func noteBorn(dir string) error {
 	return nil
 }
 
-func checkBorn(dir string) error {
-	if _, err := os.Stat(born(dir)); err != nil {
-		return nil //nolint:nilerr // there never was a member
-	}
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+func (cfg ServerConfig) checkBorn() error {
+	if entries, err := os.ReadDir(cfg.Dir); err == nil && len(entries) > 0 {
 		return nil
 	}
+	if _, err := os.Stat(born(cfg.Dir)); err != nil && (cfg.Join != "" || cfg.MemberID == 0) {
+		return nil //nolint:nilerr // there never was a member
+	}
 	return fault.New(fault.Conflict, "start store: %s held a member of the store and is empty now: a member must not forget what it has promised to the others: "+
-		"they place another one by themselves; if this was the only one, use godwit cluster restore", dir)
+		"they place another one by themselves; if this was the only one, use godwit cluster restore", cfg.Dir)
 }
 
 // RemoveData removes the data directory of a member that does not run, so that another one may begin there.
