@@ -14,7 +14,7 @@ func leaderLoops(a *agent.Agent, c *hostConfig, r roleRun) func(*store.Term) []c
 			&cluster.Fencer{Settings: authoritySettings(r.set), Now: host.Boottime, Log: r.log},
 			&cluster.Recoverer{Heirs: a.LeaderCalls(), Log: r.log},
 			&cluster.Plans{Kinds: cluster.Steps(), Tell: cluster.TellPlan, Log: r.log},
-			&cluster.Removals{Store: a.Store, CA: a.SigningCA, Event: a.Keeper().Event, Log: r.log},
+			&cluster.Removals{Store: a.Store, CA: a.SigningCA, Revoked: a.Identity.Revoked, Event: a.Keeper().Event, Log: r.log},
 		}
 		if c.Foreign {
 			return loops // its members and its upkeep are its owner's

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -19,8 +20,12 @@ import (
 type Removals struct {
 	Store *store.Store
 	CA    func(context.Context) (*peer.CA, error)
-	Event func(context.Context, inventory.Event)
-	Log   *slog.Logger
+	// Revoked returns this host's own copy of the list of revoked certificates; nil: none.
+	Revoked func() []byte
+	Event   func(context.Context, inventory.Event)
+	Log     *slog.Logger
+
+	merged bool // the store's list is not older than this host's
 }
 
 const removalsEvery = time.Second
@@ -55,9 +60,13 @@ func (r *Removals) Run(ctx context.Context, term *store.Term) error {
 }
 
 func (r *Removals) look(ctx context.Context, term *store.Term) error {
+	behind := r.merge(ctx, term)
 	all, err := r.Store.Removals(ctx)
 	for _, one := range all {
-		waits, err := r.remove(ctx, term, one)
+		waits, err := "", behind
+		if err == nil {
+			waits, err = r.remove(ctx, term, one)
+		}
 		if err != nil {
 			waits = err.Error() // whoever asked sees it, and may take it back
 		}
@@ -68,7 +77,36 @@ func (r *Removals) look(ctx context.Context, term *store.Term) error {
 			return err
 		}
 	}
-	return err
+	return errors.Join(behind, err)
+}
+
+// merge brings the store's list of revoked certificates up to this host's own, once in a term: a restore takes the store back to an older one,
+// and every host drops what is older than its own.
+func (r *Removals) merge(ctx context.Context, term *store.Term) error {
+	if r.merged {
+		return nil
+	}
+	list, revision, err := r.Store.Revoked(ctx)
+	if err != nil {
+		return err
+	}
+	if own := r.Revoked(); len(own) > 0 {
+		ca, err := r.CA(ctx)
+		if err != nil {
+			return err
+		}
+		merged, err := ca.Merge(list, own)
+		if err != nil {
+			return err
+		}
+		if merged != nil {
+			if err := term.PutRevoked(ctx, merged, revision); err != nil {
+				return err
+			}
+		}
+	}
+	r.merged = true
+	return nil
 }
 
 // remove takes the host out, or returns what it waits for.

@@ -60,6 +60,32 @@ func (ca *CA) Revoke(list []byte, more ...inventory.HostCertificate) ([]byte, er
 	return der, nil
 }
 
+// Merge returns a list of all that are in the store's list or in a host's own, newer than both, if the host's own is newer than the store's:
+// the store was restored from a backup, and no host would take what follows on a list that is older than its own. It returns nil otherwise.
+func (ca *CA) Merge(list, own []byte) ([]byte, error) {
+	var lists [2]*x509.RevocationList
+	for i, der := range [][]byte{list, own} {
+		lists[i] = &x509.RevocationList{Number: big.NewInt(1)} // what every host begins with
+		if len(der) == 0 {
+			continue
+		}
+		var err error
+		if lists[i], err = x509.ParseRevocationList(der); err != nil {
+			return nil, fault.New(fault.Internal, "list of revoked certificates: %w", err)
+		}
+	}
+	kept, mine := lists[0], lists[1]
+	if mine.Number.Cmp(kept.Number) <= 0 {
+		return nil, nil
+	}
+	var more []inventory.HostCertificate
+	for _, e := range kept.RevokedCertificateEntries {
+		// The list does not say when a certificate ends; none ends after the CA's.
+		more = append(more, inventory.HostCertificate{Serial: hex.EncodeToString(e.SerialNumber.Bytes()), Expires: ca.certificate.NotAfter})
+	}
+	return ca.Revoke(own, more...)
+}
+
 // Certificate returns the host's certificate as the cluster notes it.
 func (id *Identity) Certificate() inventory.HostCertificate {
 	return noted(id.shown.certificate(id).Leaf)
@@ -105,6 +131,14 @@ func (id *Identity) SaveRevoked(list []byte) error {
 		return nil
 	}
 	return writeWhole(filepath.Join(id.revoked.dir, RevokedFile), list, 0o644)
+}
+
+// Revoked returns this host's copy of the list, in DER; nil when it has none.
+func (id *Identity) Revoked() []byte {
+	if list := id.revoked.read(); list != nil {
+		return list.Raw
+	}
+	return nil
 }
 
 // revoked is the host's copy of the list, read again when the file is another one.

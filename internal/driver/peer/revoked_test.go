@@ -64,6 +64,36 @@ func TestARemovedHostIsToldSo(t *testing.T) {
 	want(t, fault.Denied, c.first.SaveRevoked(foreign))
 }
 
+// The store was restored from a backup: what it says is older than what a host has seen.
+func TestAnOlderListOfTheStoreIsMerged(t *testing.T) {
+	c := newCluster(t, "alps")
+	second, third, fourth := c.join(t, "host-2"), c.join(t, "host-3"), c.join(t, "host-4")
+	restored, err := c.ca.Revoke(nil, third.Certificate())
+	must(t, err)
+	if merged, err := c.ca.Merge(restored, c.first.Revoked()); merged != nil || err != nil {
+		t.Fatalf("merged what is as old: %x, %v", merged, err)
+	}
+	own, err := c.ca.Revoke(nil)
+	must(t, err)
+	if merged, err := c.ca.Merge(nil, own); merged != nil || err != nil {
+		t.Fatalf("the first, empty list was merged: %x, %v", merged, err)
+	}
+	if own, err = c.ca.Revoke(own, second.Certificate()); err != nil {
+		t.Fatal(err)
+	}
+	must(t, c.first.SaveRevoked(own))
+	merged, err := c.ca.Merge(restored, c.first.Revoked())
+	must(t, err)
+	must(t, c.first.SaveRevoked(merged)) // it is newer, or nothing changes here
+	if again, err := c.ca.Merge(merged, c.first.Revoked()); again != nil || err != nil {
+		t.Errorf("merged twice: %x, %v", again, err)
+	}
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: requireHost(hello)})
+	want(t, fault.Denied, second.Removed(t.Context(), address))
+	want(t, fault.Denied, third.Removed(t.Context(), address))
+	must(t, fourth.Removed(t.Context(), address))
+}
+
 func TestTheKeyOfTheCAIsSealed(t *testing.T) {
 	dir := t.TempDir()
 	id, err := peer.Init(dir, "alps", "host-1", []string{"127.0.0.1"})

@@ -47,6 +47,10 @@ func TestARestoredStoreGivesNoNumberTwice(t *testing.T) {
 	})
 	must(t, err)
 	must(t, w.CreateToken(ctx, store.Token{ID: "t", SecretHash: []byte("x"), Expires: time.Now().Add(time.Hour)}))
+	must(t, w.CreateUser(ctx, inventory.User{Name: "ann", ID: "user-1", Role: inventory.Admin, Created: time.Now(), By: "root"}))
+	opens := store.UserToken{UserToken: inventory.UserToken{ID: "0a", User: "ann", UserID: "user-1", Created: time.Now(), Expires: time.Now().Add(time.Hour)}}
+	opens.Seal([]byte("salt"), []byte("secret"))
+	must(t, w.CreateUserToken(ctx, opens))
 	must(t, w.Renew(ctx, 8*time.Second, inventory.FencedByWatchdog))
 	term, err := s.Lead(ctx, "host-1", w.Epoch())
 	must(t, err)
@@ -54,6 +58,7 @@ func TestARestoredStoreGivesNoNumberTwice(t *testing.T) {
 	path := backUp(t, s)
 
 	must(t, w.UseToken(ctx, "t", []byte("x"), store.Joining{Host: "host-3"}))
+	must(t, w.RevokeUserToken(ctx, "0a"))
 	_, err = w.UpdateRun(ctx, "vm-a", func(r *inventory.VMRun) error { r.Generation++; return nil })
 	must(t, err)
 	must(t, w.CreateVM(ctx, inventory.VM{ID: "vm-c", Spec: inventory.VMSpec{Name: "web-3"}, Run: inventory.VMRun{Owner: "host-1"}}))
@@ -67,7 +72,7 @@ func TestARestoredStoreGivesNoNumberTwice(t *testing.T) {
 	m.config.Dir = filepath.Join(t.TempDir(), "store")
 	done, err := store.Restore(ctx, store.RestoreConfig{Backup: b, Server: m.config, TLS: m.identity.StoreTLS()})
 	must(t, err)
-	if done.Hosts != 1 || done.VMs != 2 || done.Migrations != 1 || done.Tokens != 1 || done.Revision <= before {
+	if done.Hosts != 1 || done.VMs != 2 || done.Migrations != 1 || done.Tokens != 2 || done.Revision <= before {
 		t.Errorf("restored %+v, before it was at %d", done, before)
 	}
 	m.start(t)
@@ -107,6 +112,9 @@ func TestARestoredStoreGivesNoNumberTwice(t *testing.T) {
 	}
 	w = s.As("host-1", now.Epoch)
 	want(t, fault.Denied, w.UseToken(ctx, "t", []byte("x"), store.Joining{Host: "host-4"}))
+	if _, _, err := s.UserToken(ctx, "0a"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a token that was revoked since is good again: %v", err)
+	}
 	if _, err := s.Leader(ctx); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a leader was restored: %v", err)
 	}

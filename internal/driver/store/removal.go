@@ -188,6 +188,23 @@ func (s *Store) Revoked(ctx context.Context) (list []byte, revision int64, err e
 	return rec.value, revision, err
 }
 
+// PutRevoked replaces the list of revoked certificates that had the revision; fault.Conflict when another came first.
+func (t *Term) PutRevoked(ctx context.Context, list []byte, revision int64) error {
+	old, _, err := load(ctx, t.w.s, keyRevoked, revocationLists)
+	if err != nil {
+		return err
+	}
+	value, err := revocationLists.repack(old, list)
+	if err != nil {
+		return err
+	}
+	done, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(keyRevoked, revision)}, clientv3.OpPut(keyRevoked, value))
+	if err == nil && !done {
+		err = fault.New(fault.Conflict, "it changed meanwhile")
+	}
+	return fault.Wrap("put", "list of revoked certificates", err)
+}
+
 // Certificates returns those of a host that the cluster has noted.
 func (s *Store) Certificates(ctx context.Context, host inventory.HostID) ([]inventory.HostCertificate, error) {
 	root := keyHost(host, partCert)

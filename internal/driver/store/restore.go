@@ -43,15 +43,15 @@ type Restored struct {
 	Revision   int64
 	Hosts, VMs int
 	Migrations int // that were not over, and have failed now
-	Tokens     int // that were forgotten
+	Tokens     int // of hosts and users, that were forgotten
 }
 
 // Restore makes a new store of one member out of a backup, and ends. Nothing may run on its folder or its peer URL. A failure leaves nothing.
 //
 // What is restored says less than is true: hosts and VMs have moved on since the backup. So every epoch and generation is raised by
 // RestoreMargin, marked as restored (Epoch.Restored, VMRun.Restored), and hosts ask the lock records on the datastores before they let
-// go on or start what somebody else may have. Migrations that were not over have failed. Authority, the election, tokens
-// and request keys are not restored: a used token would be good again, an executed request executed twice.
+// go on or start what somebody else may have. Migrations that were not over have failed. Authority, the election, tokens of hosts and of
+// users, and request keys are not restored: a used or revoked token would be good again, an executed request executed twice.
 func Restore(ctx context.Context, c RestoreConfig) (done Restored, err error) {
 	if _, err := os.Lstat(c.Server.Dir); !errors.Is(err, os.ErrNotExist) {
 		return done, fault.New(fault.Exists, "restore store: %s is there: move it away first", c.Server.Dir)
@@ -132,12 +132,14 @@ func amend(ctx context.Context, conf Config) (done Restored, err error) {
 		return done, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	tokens, err := s.get(ctx, rootToken, clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil {
-		return done, err
+	for _, root := range []string{rootToken, rootUserToken} {
+		tokens, err := s.get(ctx, root, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return done, err
+		}
+		done.Tokens += int(tokens.Count)
 	}
-	done.Tokens = int(tokens.Count)
-	for _, root := range []string{keyLeader, rootAlive, keyFull, rootToken, rootRequest} {
+	for _, root := range []string{keyLeader, rootAlive, keyFull, rootToken, rootUserToken, rootRequest} {
 		if _, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpDelete(root, clientv3.WithPrefix())}, nil); err != nil {
 			return done, err
 		}
