@@ -175,6 +175,26 @@ func TestAJoinThatCannotBeFinishedIsUndone(t *testing.T) {
 	t.Log(want(t, fault.Conflict, w.ReturnToken(t.Context(), "t1", []byte("h"), j)))
 }
 
+// The token of a host that was removed stays spent, also when its name has come back.
+func TestAJoinOfARemovedHostIsNotUndone(t *testing.T) {
+	s, w := start(t)
+	term := lead(t, s, w)
+	j := store.Joining{Host: "host-2", Key: []byte("its key")}
+	for _, id := range []string{"t1", "t2"} {
+		must(t, w.CreateToken(t.Context(), store.Token{ID: id, SecretHash: []byte("h"), Expires: time.Now().Add(time.Hour)}))
+	}
+	must(t, w.UseToken(t.Context(), "t1", []byte("h"), j))
+	must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: "host-2", Since: time.Now()}))
+	revision, err := term.EndEpoch(t.Context(), "host-2")
+	must(t, err)
+	must(t, term.RemoveHost(t.Context(), "host-2", revision, []byte("list"), 0))
+	t.Log(want(t, fault.Conflict, w.ReturnToken(t.Context(), "t1", []byte("h"), j)))
+	must(t, w.UseToken(t.Context(), "t2", []byte("h"), j))
+	t.Log(want(t, fault.Conflict, w.ReturnToken(t.Context(), "t1", []byte("h"), j)))
+	must(t, third(s.Epoch(t.Context(), "host-2")))
+	must(t, w.ReturnToken(t.Context(), "t2", []byte("h"), j))
+}
+
 func TestTheSealedKeyIsKeptOnce(t *testing.T) {
 	s, w := start(t)
 	want(t, fault.NotFound, third(s.SealedCA(t.Context())))

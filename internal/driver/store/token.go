@@ -163,15 +163,15 @@ func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, j J
 }
 
 // ReturnToken undoes UseToken for a host that could not finish: the same secret and key, and no agent of that host has ever started. The
-// token is good again for as long as it lives. A token that is not spent is what was wanted.
+// token is good again for as long as it lives. A token that is not spent is what was wanted. A host that was removed since, or has joined
+// again with another token, is fault.Conflict.
 func (w *Writer) ReturnToken(ctx context.Context, id string, secretHash []byte, j Joining) error {
 	denied := fault.New(fault.Denied, "undo join of host %s: the token is not the one that it joined with", j.Host)
 	if checkID("token", id) != nil || checkID("host", j.Host) != nil {
 		return denied
 	}
 	epochKey := keyHost(j.Host, partEpoch)
-	spent := false
-	var before int64
+	spent, same := false, false
 	_, err := apply(ctx, w, edit[Token]{
 		what:    "token " + id,
 		key:     keyToken(id),
@@ -182,13 +182,21 @@ func (w *Writer) ReturnToken(ctx context.Context, id string, secretHash []byte, 
 			if err == nil && epoch.value.Epoch != 0 {
 				err = fault.New(fault.Conflict, "undo join of host %s: its agent has started: take it out with godwit host remove %s", j.Host, j.Host)
 			}
-			before = revision
-			return []clientv3.Cmp{unchanged(epochKey, before)}, err
+			if err != nil {
+				return nil, err
+			}
+			_, used, err := load(ctx, w.s, keyToken(id), tokens)
+			// UseToken writes both in one transaction, and nobody has written either since.
+			same = revision != 0 && revision == used
+			return []clientv3.Cmp{unchanged(epochKey, revision), unchanged(keyToken(id), used)}, err
 		},
 		change: func(t *Token) error {
 			spent = t.UsedBy != ""
 			if subtle.ConstantTimeCompare(t.SecretHash, secretHash) != 1 || spent && (t.UsedBy != j.Host || !bytes.Equal(t.UsedKey, j.Key)) {
 				return denied
+			}
+			if spent && !same {
+				return fault.New(fault.Conflict, "undo join of host %s: it was removed from the cluster since: make another token with godwit token create", j.Host)
 			}
 			t.UsedBy, t.UsedKey = "", nil
 			return nil
