@@ -12,25 +12,14 @@ import (
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
-// Power switches hosts off from outside (IPMI, Redfish). No driver for it exists yet.
-type Power interface {
-	// Off switches the host off and returns nil when it has confirmed that the host is off: nothing runs there any more. fault.NotFound
-	// says that there is no way to do that for this host. It may be repeated.
-	Off(ctx context.Context, host inventory.HostID) error
-}
-
 // Fencer is the loop that watches the hosts' renewals, fences those that are proven dead (policy/authority), and says of each host where
-// it stands. It fences with proof only: after the wait, where the host has a watchdog; on an operator's word (ConfirmDead); when its power
-// is confirmed off. It moves no VM: that is Recoverer's.
+// it stands. It fences with proof only: after the wait, where the host has a watchdog; on an operator's word (ConfirmDead). It moves
+// no VM: that is Recoverer's.
 type Fencer struct {
 	Settings authority.Settings
 	Now      func() authority.Moment // this machine's CLOCK_BOOTTIME
-	Power    Power                   // nil: none
 	Log      *slog.Logger
 }
-
-// offMax bounds one try to switch a host off.
-const offMax = 10 * time.Second
 
 // Name implements Loop.
 func (f *Fencer) Name() string { return "fence" }
@@ -74,15 +63,11 @@ func (w *watcher) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.observer.Read(renewals, w.Now())
-	if err := w.hearWords(ctx, renewals); err != nil {
-		return err
-	}
-	findings := w.observer.Look(w.Now())
-	for _, f := range findings {
-		if f.Standing == authority.Blocked && w.switchedOff(ctx, f) {
-			f.Standing, f.Why = authority.Silent, "its power is off, which was confirmed"
-		}
+	now := w.Now()
+	w.observer.Read(renewals, now)
+	// What operators have said is asked for meanwhile: the time that takes is no silence of the hosts, and its failure keeps nobody from being fenced.
+	unheard := w.hearWords(ctx, renewals)
+	for _, f := range w.observer.Look(now) {
 		if err := w.act(ctx, f); err != nil {
 			if over(err) {
 				return err
@@ -90,7 +75,7 @@ func (w *watcher) round(ctx context.Context) error {
 			w.Log.LogAttrs(ctx, slog.LevelWarn, "host not dealt with", slog.String("host", string(f.Host)), slog.Any("err", err))
 		}
 	}
-	return nil
+	return unheard
 }
 
 // hearWords gives the observer what operators have said of hosts.
@@ -107,22 +92,6 @@ func (w *watcher) hearWords(ctx context.Context, renewals []inventory.Renewal) e
 		}
 	}
 	return nil
-}
-
-// switchedOff tries to switch a host off that cannot be fenced otherwise.
-func (w *watcher) switchedOff(ctx context.Context, f authority.Finding) bool {
-	if w.Power == nil {
-		return false
-	}
-	within, done := context.WithTimeout(ctx, offMax)
-	defer done()
-	if err := w.Power.Off(within, f.Host); err != nil {
-		if !fault.Is(err, fault.NotFound) {
-			w.Log.LogAttrs(ctx, slog.LevelWarn, "host not switched off", slog.String("host", string(f.Host)), slog.Any("err", err))
-		}
-		return false
-	}
-	return w.observer.ConfirmDead(f.Host, f.Revision, "its power is off, which was confirmed")
 }
 
 // act fences a host that is to be fenced, and writes where it stands.

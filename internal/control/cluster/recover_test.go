@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/control/cluster"
-	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
@@ -259,53 +257,5 @@ func TestPowerOffIsNotUndone(t *testing.T) {
 	}
 	if now := s.run(vm); now.Run.Wanted != inventory.PowerOff || now.Place.Restart.Generation != 0 || now.Place.Restarts != 0 {
 		t.Errorf("%+v %+v", now.Run, now.Place)
-	}
-}
-
-// outlet is a power supply that switches some hosts off.
-type outlet struct {
-	mu    sync.Mutex
-	works map[inventory.HostID]bool
-	asked map[inventory.HostID]int
-}
-
-func (o *outlet) Off(_ context.Context, host inventory.HostID) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.asked[host]++
-	if !o.works[host] {
-		return fault.New(fault.NotFound, "no way to switch %s off", host)
-	}
-	return nil
-}
-
-// A host without a watchdog whose power can be switched off is fenced when that is confirmed; one that cannot be stays blocked. A host that is up is
-// never switched off.
-func TestPower(t *testing.T) {
-	s := newScene(t)
-	for _, id := range []inventory.HostID{"host-1", "host-2", "host-3", "host-4", "host-5", "host-6", "host-7"} {
-		s.begin(id, "boot", inventory.FencedByNobody, gib)
-	}
-	vm := s.vm("web", inventory.VMRun{Owner: "host-2", Generation: 1, Wanted: inventory.PowerOn})
-	power := &outlet{works: map[inventory.HostID]bool{"host-2": true, "host-4": true}, asked: map[inventory.HostID]int{}}
-	term := lead(t, s.store, s.host["host-1"].Writer)
-	ctx, end := context.WithCancel(t.Context())
-	var all sync.WaitGroup
-	all.Go(func() {
-		_ = (&cluster.Fencer{Settings: quick(), Now: boottime, Power: power, Log: quiet}).Run(ctx, term)
-	})
-	all.Go(func() { _ = (&cluster.Recoverer{Heirs: s.heirs, Log: quiet}).Run(ctx, term) })
-	s.host["host-2"].die()
-	s.host["host-3"].die()
-	until(t, "host-2 is fenced, host-3 is not", func() bool {
-		return s.standing("host-2").State == "fenced" && s.standing("host-3").State == "blocked" && s.run(vm).Run.Owner != "host-2"
-	})
-	end()
-	all.Wait()
-	if why := s.run(vm).Place.Restart.Why; !strings.Contains(why, "its power is off, which was confirmed") {
-		t.Errorf("restarted because %q", why)
-	}
-	if power.asked["host-2"] != 1 || power.asked["host-3"] == 0 || len(power.asked) != 2 {
-		t.Errorf("asked to switch off: %v", power.asked)
 	}
 }
