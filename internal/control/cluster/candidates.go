@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math"
 	"slices"
@@ -17,12 +16,12 @@ import (
 	"github.com/godwit-vm/godwit/internal/policy/ha"
 )
 
-// candidates says of each host that is up and stays what stands against it as the VM's new host. For a VM that stays off its memory does not count.
+// candidates says of each host that is up, stays, and runs VMs at all what stands against it as the VM's new host. For a VM that stays off its memory does not count.
 func (p *pass) candidates(vm inventory.VM, off bool) []ha.Candidate {
 	p.granted = slices.DeleteFunc(p.granted, func(g grant) bool { return time.Since(g.at) > grantCounts })
 	var all []ha.Candidate
 	for _, h := range p.hosts {
-		if p.life(h.ID) != ha.Living || p.leaving[h.ID] {
+		if p.life(h.ID) != ha.Living || p.leaving[h.ID] || h.Spec.Witness {
 			continue
 		}
 		for _, g := range p.granted {
@@ -35,27 +34,13 @@ func (p *pass) candidates(vm inventory.VM, off bool) []ha.Candidate {
 		if off {
 			h.Status.MemoryFree = math.MaxInt64
 		}
-		c.Against = append(admission.Create(vm.Spec, h), notShared(vm, h)...)
+		c.Against = admission.Restart(vm, h)
 		if h.ID == vm.Run.Owner && vm.Run.OwnerGaveUp() {
 			c.Against = append(c.Against, string(h.ID)+" could not start it")
 		}
 		all = append(all, c)
 	}
 	return all
-}
-
-// notShared names the datastores that the host has for itself: one of the same identity there is a copy, not the one that the VM's last
-// host wrote to.
-func notShared(vm inventory.VM, h inventory.Host) []string {
-	var reasons []string
-	for _, d := range vm.Spec.Disks {
-		for _, m := range h.Spec.Datastores {
-			if m.ID == d.File.Datastore && !m.Shared && h.ID != vm.Run.Owner {
-				reasons = append(reasons, fmt.Sprintf("datastore %s is not shared: %s declares it local to itself", m.Name, h.ID))
-			}
-		}
-	}
-	return slices.Compact(reasons)
 }
 
 // askHeirs asks the living heirs of dead owners for their final word, several at once, and gives the VMs of those that discarded to others.

@@ -181,12 +181,14 @@ func (r *Removals) needed(ctx context.Context, host inventory.HostID) (string, e
 	if err != nil {
 		return "", err
 	}
-	h, err := r.Store.Host(ctx, host)
-	if err != nil && !fault.Is(err, fault.NotFound) { // one that never started carries nothing
+	hosts, err := r.Store.Hosts(ctx)
+	if err != nil {
 		return "", err
 	}
+	// One that never started carries nothing, and the members of a store that is not Godwit's own are nobody's here, whatever their names.
+	can := slices.ContainsFunc(hosts, func(h inventory.Host) bool { return h.ID == host && h.Spec.StorePeer != "" })
 	carries := slices.ContainsFunc(plans, func(p inventory.MemberPlan) bool { return p.Host == host }) ||
-		slices.ContainsFunc(members, func(m store.Member) bool { return h.Spec.StorePeer != "" && m.Peer == h.Spec.StorePeer })
+		can && slices.ContainsFunc(members, func(m store.Member) bool { return hostOf(m, hosts, plans) == host })
 	if carries {
 		return "until another host carries its member of the store", nil
 	}

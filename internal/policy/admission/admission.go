@@ -200,6 +200,21 @@ func Create(spec inventory.VMSpec, host inventory.Host) []string {
 	return r.list
 }
 
+// Restart returns every reason why a VM whose last host lost it cannot be started on the host: those of Create, and the datastores of its
+// disks that the host has for itself. One of the same identity there is a copy, not the one that the VM's last host wrote to.
+func Restart(vm inventory.VM, host inventory.Host) []string {
+	r := &reasons{list: Create(vm.Spec, host)}
+	if host.ID == vm.Run.Owner {
+		return r.list
+	}
+	for _, d := range vm.Spec.Disks {
+		if m, ok := mount(host, d.File.Datastore); ok && !m.Shared {
+			r.add("datastore %s is not shared: %s declares it local to itself", m.Name, host.ID)
+		}
+	}
+	return r.list
+}
+
 // machine wants the host's QEMU to build exactly this machine. The versions of QEMU need not be equal: the versioned machine type
 // decides, also backwards (7.2 and 10.0 migrate both ways with pc-q35-7.2).
 func (r *reasons) machine(spec inventory.VMSpec, host inventory.Host) {
