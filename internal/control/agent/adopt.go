@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -34,7 +35,11 @@ func (a *Agent) adopt(ctx context.Context) error {
 	a.mu.Lock()
 	for _, m := range migrations {
 		a.before[m.ID] = !m.Status.Phase.Final()
+		if a.before[m.ID] && (a.rebooted || a.Authority.was.cut[m.ID]) {
+			a.cut[m.ID] = true
+		}
 	}
+	cut := maps.Clone(a.cut)
 	a.mu.Unlock()
 	known := map[inventory.VMID]bool{}
 	for _, stored := range all {
@@ -49,7 +54,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 			a.Log.LogAttrs(ctx, slog.LevelError, "vm not adopted", slog.String("vm", string(stored.ID)), slog.Any("err", err))
 		}
 	}
-	if err := a.Authority.settle(); err != nil {
+	if err := a.Authority.settle(cut); err != nil {
 		return err
 	}
 	dirs, err := os.ReadDir(filepath.Join(a.RunDir, "vms"))
@@ -279,7 +284,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 // adoptSource goes on with a migration that leaves here.
 func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
 	found := handover.SourceFoundGone
-	if a.rebootedIn(m) {
+	if a.rebootedIn(m, stored.Run.Heir) {
 		found = handover.SourceFoundRebooted
 	}
 	if process != nil {
@@ -311,7 +316,7 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 // adoptTarget goes on with a migration that arrives here.
 func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
 	found := handover.TargetFoundGone
-	if a.rebootedIn(m) {
+	if a.rebootedIn(m, stored.Run.Heir) {
 		found = handover.TargetFoundRebooted
 	}
 	if process != nil {
@@ -357,9 +362,13 @@ func standing(ctx context.Context, process *qemu.Process) (qmp.Status, qmp.Migra
 }
 
 // rebootedIn reports whether this host was booted while the migration was open: then the journal of it is lost, and so is every
-// process. It compares kernel boot ids, no clocks.
-func (a *Agent) rebootedIn(m inventory.Migration) bool {
+// process. It compares kernel boot ids, no clocks. That the journal is empty does not say it: one from before the boot may have said that the VM was
+// released. So it stays true for every later agent of this boot, unless this host was named heir in it.
+func (a *Agent) rebootedIn(m inventory.Migration, heir inventory.Heir) bool {
+	if heir.Migration == m.ID && heir.Host == a.Host() && heir.BootID != "" {
+		return heir.Booted(a.Authority.boot)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.rebooted && a.before[m.ID]
+	return a.cut[m.ID]
 }

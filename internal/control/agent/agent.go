@@ -92,7 +92,7 @@ type Agent struct {
 	ended     chan struct{}              // closed when Run takes no more of it
 
 	terms       terms
-	rebooted    bool       // the host was booted since its former agent started
+	rebooted    bool       // the host was booted since an agent took in what was here
 	fenced      bool       // what was here of VMs was ended, since the host was fenced
 	verdictOnce sync.Mutex // one correctness probe at a time
 	publishing  sync.Mutex // held over describing the host and writing that, so that no older one overtakes
@@ -105,6 +105,7 @@ type Agent struct {
 	vms      map[inventory.VMID]*vm
 	incoming map[inventory.MigrationID]*arrival
 	before   map[inventory.MigrationID]bool // migrations that were open when this agent started
+	cut      map[inventory.MigrationID]bool // those of them that were open when the host was booted
 	moves    map[string]*coming             // cold migrations that bring files here
 
 	published  inventory.HostSpec
@@ -119,7 +120,7 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	a := &Agent{
 		Config: c, tasks: task.New(c.Host), stores: map[inventory.DatastoreID]*datastore.Datastore{}, started: time.Now(), ready: make(chan struct{}),
 		spawned: make(chan func(context.Context)), ended: make(chan struct{}),
-		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{},
+		vms: map[inventory.VMID]*vm{}, incoming: map[inventory.MigrationID]*arrival{}, before: map[inventory.MigrationID]bool{}, cut: map[inventory.MigrationID]bool{},
 		moves:    map[string]*coming{},
 		networks: map[inventory.NetworkID]inventory.NetworkSpec{}, announcing: map[string]context.CancelFunc{},
 	}

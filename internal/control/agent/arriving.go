@@ -236,7 +236,7 @@ func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source 
 		return nil, err
 	}
 	found := handover.TargetFoundGone
-	if a.rebootedIn(m) {
+	if a.rebootedIn(m, stored.Run.Heir) {
 		found = handover.TargetFoundRebooted
 	}
 	v := newVM(a, stored) // without a loop: nothing of the VM is here, only the word about it

@@ -61,7 +61,8 @@ type Authority struct {
 	epoch  store.Epoch // of this agent
 	before store.Epoch // as it was
 	boot   string
-	cast   bool // VMs that are here from before may have been given to others meanwhile
+	was    adopted // as the last agent that took in what is here has noted it
+	cast   bool    // VMs that are here from before may have been given to others meanwhile
 	runDir string
 	end    context.CancelFunc
 	ended  chan struct{}
@@ -89,7 +90,7 @@ func Claim(ctx context.Context, c AuthorityConfig) (*Authority, error) {
 		renewer: newRenewer(c, c.Store.As(c.Host, now.Epoch).Renew, host.Boottime, authority.NewAgent(c.Settings, now.Fences, until, host.Boottime())),
 		epoch:   now, before: before, boot: boot, runDir: c.RunDir, ended: make(chan struct{}),
 	}
-	if a.cast, err = a.recount(); err != nil {
+	if err := a.recall(); err != nil {
 		return nil, err
 	}
 	// It goes on until End, since VMs may need it while the agent ends.
@@ -112,8 +113,15 @@ func newRenewer(c AuthorityConfig, renew func(context.Context, time.Duration, in
 // Left is how long VMs may still run here; zero or less: they may not.
 func (a *Authority) Left() time.Duration { return a.left() }
 
-// rebooted reports whether the machine was booted since the host's former agent began.
+// rebooted reports whether the machine was booted since an agent of the host took in what is here. The one that began before this agent may
+// have failed before it came to that, and has overwritten the boot in the store.
 func (a *Authority) rebooted() bool {
+	switch {
+	case a.was.boot != "":
+		return a.was.boot != a.boot
+	case !a.was.known:
+		return a.before.Epoch > 0 // the note went with the run directory
+	}
 	before := strings.TrimSpace(a.before.BootID) // older agents wrote the line's end too
 	return before != "" && before != a.boot
 }
@@ -143,27 +151,61 @@ func (a *Authority) runsOn() bool {
 	return err != nil && !os.IsNotExist(err) || len(dirs) > 0
 }
 
-// castFile holds the fence count under which the VMs run that are here. It is on tmpfs, as their run directories are, and goes with them.
-func (a *Authority) castFile() string { return filepath.Join(a.runDir, "fences") }
-
-// recount reports whether the host was fenced since the VMs that are here were taken in.
-func (a *Authority) recount() (bool, error) {
-	text, err := os.ReadFile(a.castFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return a.before.Fenced, nil
-	}
-	if err != nil {
-		return false, fault.New(fault.Internal, "fence count: %w", err)
-	}
-	// One that was torn by a crash is another text too.
-	return string(text) != strconv.FormatUint(a.epoch.Fences, 10), nil
+// adopted is what an agent notes when it has taken in what is here. It is on tmpfs, as the run directories of the VMs are, and goes with them.
+type adopted struct {
+	known  bool   // there is a note of this boot
+	fences string // under which the VMs run that are here
+	boot   string // empty: of an agent that did not note it
+	// cut are the migrations that were open when the machine was booted, and are still: their journals are lost.
+	cut map[inventory.MigrationID]bool
 }
 
-// settle notes that nothing is left here of an earlier fence count.
-func (a *Authority) settle() error {
+// The files of the note. Agents before this one wrote the fence count alone, in a file of its own.
+func (a *Authority) adoptedFile() string { return filepath.Join(a.runDir, "adopted") }
+func (a *Authority) fencesFile() string  { return filepath.Join(a.runDir, "fences") }
+
+// recall reads the note, and finds out whether the host was fenced since the VMs that are here were taken in.
+func (a *Authority) recall() error {
+	a.cast, a.was = a.before.Fenced, adopted{cut: map[inventory.MigrationID]bool{}}
+	text, err := os.ReadFile(a.adoptedFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = os.ReadFile(a.fencesFile())
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.New(fault.Internal, "note of what was taken in: %w", err)
+	}
+	a.was.known = true
+	fields := strings.Fields(string(text))
+	if len(fields) > 0 {
+		a.was.fences = fields[0]
+	}
+	if len(fields) > 1 {
+		a.was.boot = fields[1]
+		for _, id := range fields[2:] {
+			a.was.cut[inventory.MigrationID(id)] = true
+		}
+	}
+	// One that was torn by a crash is another count too.
+	a.cast = a.was.fences != strconv.FormatUint(a.epoch.Fences, 10)
+	return nil
+}
+
+// settle notes that what is here was taken in, and nothing is left of an earlier fence count. cut are the migrations whose journals were lost.
+func (a *Authority) settle(cut map[inventory.MigrationID]bool) error {
 	a.cast = false
-	if err := os.WriteFile(a.castFile(), []byte(strconv.FormatUint(a.epoch.Fences, 10)), 0o600); err != nil {
-		return fault.New(fault.NoResources, "fence count: %w", err)
+	text := strconv.FormatUint(a.epoch.Fences, 10) + " " + a.boot
+	for id := range cut {
+		text += " " + string(id)
+	}
+	err := os.WriteFile(a.adoptedFile()+".new", []byte(text), 0o600)
+	if err == nil {
+		err = os.Rename(a.adoptedFile()+".new", a.adoptedFile())
+	}
+	if err != nil {
+		return fault.New(fault.NoResources, "note of what was taken in: %w", err)
 	}
 	return nil
 }
