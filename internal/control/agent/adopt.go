@@ -141,6 +141,10 @@ func (a *Agent) endLost(ctx context.Context, stored inventory.VM, process *qemu.
 
 // adoptVM begins the VM's loop in the place where the former agent left it.
 func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.Process) error {
+	process, err := a.endTaken(ctx, stored, process)
+	if err != nil {
+		return err
+	}
 	if process != nil && process.QMP() == nil {
 		// Its guest may well run while the monitor is silent, because a datastore stands still, say. It is never killed for that;
 		// until it answers nothing can be asked of it, and calls are refused.

@@ -155,8 +155,11 @@ func New(ctx context.Context, c Config) (*Agent, error) {
 	if err := a.introduce(ctx); err != nil {
 		return nil, err
 	}
-	if c.Authority.before.Restored {
+	if c.Authority.restored() {
 		if err := a.settleRestored(ctx); err != nil {
+			return nil, err
+		}
+		if err := c.Authority.restoredSettled(); err != nil {
 			return nil, err
 		}
 	}

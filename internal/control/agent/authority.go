@@ -78,6 +78,15 @@ func Claim(ctx context.Context, c AuthorityConfig) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
+	old, err := c.Store.Epoch(ctx, c.Host)
+	switch {
+	case err != nil && !fault.Is(err, fault.NotFound): // that one never started an agent
+		return nil, err
+	case err == nil && old.Restored:
+		if err := noteRestored(c.RunDir); err != nil {
+			return nil, err
+		}
+	}
 	now, before, err := c.Store.NextEpoch(ctx, c.Host, boot)
 	if err != nil {
 		return nil, err
@@ -206,6 +215,31 @@ func (a *Authority) settle(cut map[inventory.MigrationID]bool) error {
 	}
 	if err != nil {
 		return fault.New(fault.NoResources, "note of what was taken in: %w", err)
+	}
+	return nil
+}
+
+// noteRestored notes that the host's record comes from a backup, before the new epoch takes that out of the store: what runs here is to be looked
+// through until an agent has done that to its end. The note is on tmpfs, since it is about processes of this boot.
+func noteRestored(runDir string) error {
+	if err := os.WriteFile(restoredFile(runDir), nil, 0o600); err != nil {
+		return fault.New(fault.NoResources, "note of the store's restore: %w", err)
+	}
+	return nil
+}
+
+func restoredFile(runDir string) string { return filepath.Join(runDir, "restored") }
+
+// restored reports whether what runs here is still to be compared with the lock records, since the store was restored from a backup.
+func (a *Authority) restored() bool {
+	_, err := os.Stat(restoredFile(a.runDir))
+	return a.before.Restored || !errors.Is(err, fs.ErrNotExist)
+}
+
+// restoredSettled notes that it was.
+func (a *Authority) restoredSettled() error {
+	if err := os.Remove(restoredFile(a.runDir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Internal, "note of the store's restore: %w", err)
 	}
 	return nil
 }

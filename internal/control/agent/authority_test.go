@@ -68,3 +68,21 @@ func TestNoteOfAnOlderAgent(t *testing.T) {
 		t.Error("it does not see the fence")
 	}
 }
+
+// What was here when the store was restored is looked through by the first agent that comes to the end of that: the store says it to the first
+// that starts only.
+func TestRestoredUntilSettled(t *testing.T) {
+	dir := t.TempDir()
+	ok(t, noteRestored(dir)) // and then the epoch begins
+	for _, before := range []store.Epoch{{Epoch: 1001, Restored: true}, {Epoch: 1002}, {Epoch: 1003}} {
+		if !claimed(t, dir, "boot-1", 0, before).restored() {
+			t.Errorf("the agent after epoch %d does not look", before.Epoch)
+		}
+	}
+	ok(t, claimed(t, dir, "boot-1", 0, store.Epoch{Epoch: 1004}).restoredSettled())
+	again := claimed(t, dir, "boot-1", 0, store.Epoch{Epoch: 1005})
+	if again.restored() {
+		t.Error("it is looked through again")
+	}
+	ok(t, again.restoredSettled())
+}

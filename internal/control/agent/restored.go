@@ -66,14 +66,35 @@ func (a *Agent) settleRestored(ctx context.Context) error {
 		if err := a.endCopy(ctx, id); err != nil {
 			return err
 		}
-		e := inventory.Event{
-			Kind: "vm.ended", Severity: inventory.Warning, Object: string(id), ObjectName: string(id),
-			Message: "the store was restored from a backup, and host " + string(newest.Host) + " has taken the VM since: the copy here was ended",
-		}
-		a.Log.LogAttrs(ctx, slog.LevelWarn, "ended a copy that another host has taken since the backup", slog.String("vm", string(id)), slog.String("host", string(newest.Host)))
-		a.tasks.Event(ctx, e)
+		a.noteEnded(ctx, id, newest.Host)
 	}
 	return nil
+}
+
+// noteEnded tells of a copy that was ended.
+func (a *Agent) noteEnded(ctx context.Context, id inventory.VMID, by inventory.HostID) {
+	a.Log.LogAttrs(ctx, slog.LevelWarn, "ended a copy that another host has taken since the backup", slog.String("vm", string(id)), slog.String("host", string(by)))
+	a.tasks.Event(ctx, inventory.Event{
+		Kind: "vm.ended", Severity: inventory.Warning, Object: string(id), ObjectName: string(id),
+		Message: "the store was restored from a backup, and host " + string(by) + " has taken the VM since: the copy here was ended",
+	})
+}
+
+// endTaken ends a VM's process when another host has taken the VM since the backup, and returns what is left of it, nil when nothing is. settleRestored
+// has done so before; this is the last look before the VM may run on, and the first for a process whose agent found its datastore away.
+func (a *Agent) endTaken(ctx context.Context, stored inventory.VM, process *qemu.Process) (*qemu.Process, error) {
+	if stored.Run.Restored == 0 || process == nil {
+		return process, nil
+	}
+	newest, found, err := a.since(stored.ID, stored.Run.Restored)
+	if err != nil || !found || newest.Host == a.Host() {
+		return process, err
+	}
+	if err := process.Kill(ctx); err != nil {
+		return process, err
+	}
+	a.noteEnded(ctx, stored.ID, newest.Host)
+	return nil, process.Cleanup()
 }
 
 // endCopy kills the VM's process here, if there is one.
