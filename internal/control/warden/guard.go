@@ -43,6 +43,7 @@ const (
 	unprovenEvery = 50 * time.Millisecond  // from one look to the next while something is to die or to freeze
 	calmEvery     = time.Second            // and while nothing is to be done
 	openEvery     = 10 * time.Second       // between two tries to open a watchdog that did not open
+	fireMax       = 500 * time.Millisecond // so much later than asked a watchdog may fire
 	wordsMax      = 64                     // words that wait for the guard, and that it takes at once
 	wantersMax    = 16                     // callers that wait for Clean
 	stoodMin      = 300 * time.Millisecond // so much later than it was to look, this process stood still
@@ -75,6 +76,7 @@ type guard struct {
 	hidden     map[authority.VM]bool                       // they run, or are about to, and are in no cgroup that is looked at
 	wanters    []word
 	armed      bool
+	fedAt      authority.Moment // when it was fed last
 	feedAt     authority.Moment // when it is due to be fed
 	openAt     authority.Moment // when it is tried to be opened again
 	unwatched  bool             // the store knows that nobody can fence this host
@@ -303,11 +305,7 @@ func (g *guard) feed(now authority.Moment) {
 	if g.watchdog == nil || g.groups == nil {
 		return
 	}
-	if !g.armed {
-		g.open(now)
-		return
-	}
-	if now < g.feedAt {
+	if g.armed && now < g.feedAt {
 		return
 	}
 	if late := g.clock.now() - now; late > authority.ProofMax {
@@ -315,12 +313,27 @@ func (g *guard) feed(now authority.Moment) {
 		g.unproven = true
 		return
 	}
+	if !g.armed {
+		g.open(now)
+		return
+	}
 	err := g.watchdog.Feed()
 	g.complain("cannot feed the watchdog", "", err)
-	if err != nil {
-		return // it stays due
+	switch {
+	case err == nil:
+		g.fedAt, g.feedAt = now, now+g.timeout/4
+	case now > g.fedAt+g.timeout+fireMax:
+		g.giveUpWatchdog(now)
+	default:
+		g.feedAt = now + g.timeout/8
 	}
-	g.feedAt = now + g.timeout/4
+}
+
+// giveUpWatchdog closes a watchdog that took no food and resets nothing either: others must not take VMs for dead because of it.
+func (g *guard) giveUpWatchdog(now authority.Moment) {
+	_ = g.watchdog.Disarm() // that it takes nothing was said
+	g.armed, g.openAt = false, now+openEvery
+	g.log.say(slog.LevelError, "the watchdog can neither be fed nor does it reset this machine: it does not count as one", slog.Duration("timeout", g.timeout))
 }
 
 // open arms the watchdog, on a host that has authority or had it: one that never had runs nothing that must end.
@@ -334,7 +347,7 @@ func (g *guard) open(now authority.Moment) {
 		g.openAt = now + openEvery
 		return
 	}
-	g.armed, g.feedAt = true, now+g.timeout/4
+	g.armed, g.fedAt, g.feedAt = true, now, now+g.timeout/4
 	g.log.say(slog.LevelInfo, "watchdog armed", slog.Duration("timeout", g.timeout))
 }
 

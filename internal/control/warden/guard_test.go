@@ -39,7 +39,9 @@ type kernel struct {
 	timeout  time.Duration
 	timer    *time.Timer
 	opens    int
-	refuse   error         // of Open
+	refuse   error // of Open
+	full     error // of Feed
+	feeds    int
 	late     time.Duration // that the alarm comes later than it is set
 }
 
@@ -116,6 +118,7 @@ func (k *kernel) Open() error {
 		return k.refuse
 	}
 	k.armed, k.fed = true, time.Now()
+	k.oldest = max(k.oldest, time.Since(k.listed))
 	k.timer = time.AfterFunc(k.timeout, func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -127,6 +130,9 @@ func (k *kernel) Open() error {
 func (k *kernel) Feed() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.feeds++; k.full != nil {
+		return k.full
+	}
 	k.fed = time.Now()
 	k.oldest = max(k.oldest, time.Since(k.listed))
 	k.timer.Reset(k.timeout)
@@ -346,6 +352,69 @@ func TestAnOldProofFeedsNothing(t *testing.T) {
 		}
 		if len(k.resets) > 0 {
 			t.Errorf("reset at %v, although the next proof was in time", k.resets)
+		}
+	})
+}
+
+// The story: a watchdog takes no food any more, and resets nothing either. It is tried for as long as it may take to fire, at its pace, and is none then;
+// one that works again is one again.
+func TestAWatchdogThatDoesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		k := newKernel("vm-a")
+		_, agent := guarded(t, k, fresh())
+		must(t, agent.VM(ctx, "vm-a", authority.LeaseArbitrates, false), agent.Authority(ctx, 0, k.now()+time.Hour))
+		time.Sleep(10 * time.Second)
+		k.mu.Lock()
+		k.full, k.feeds = errors.New("no such device"), 0
+		k.timer.Stop()
+		k.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		if f := agent.Fencing(); f != inventory.FencedByWatchdog {
+			t.Errorf("it may still fire, and the host is fenced by %q", f)
+		}
+		time.Sleep(time.Second)
+		k.mu.Lock()
+		if k.armed || k.feeds > 20 {
+			t.Errorf("it is armed: %v, and was fed %d times in 3 s", k.armed, k.feeds)
+		}
+		k.full = nil
+		k.mu.Unlock()
+		if f := agent.Fencing(); f != inventory.FencedByNobody {
+			t.Errorf("then it is fenced by %q", f)
+		}
+		time.Sleep(openEvery + time.Second)
+		if f := agent.Fencing(); f != inventory.FencedByWatchdog {
+			t.Errorf("with a watchdog that works again it is fenced by %q", f)
+		}
+	})
+}
+
+// The story: authority is over, a VM frozen, and there was no watchdog so far. A look takes its time, and what it has seen is old by then. It opens no
+// watchdog: to open one is to feed it.
+func TestAnOldProofOpensNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		k := newKernel("vm-a")
+		k.refuse = errors.New("no such device yet")
+		_, agent := guarded(t, k, fresh())
+		must(t, agent.Authority(ctx, 0, k.now()+8*time.Second), agent.VM(ctx, "vm-a", authority.LeaseArbitrates, true))
+		time.Sleep(10 * time.Second)
+		k.mu.Lock()
+		k.slow, k.oldest, k.refuse = 1200*time.Millisecond, 0, nil
+		k.mu.Unlock()
+		time.Sleep(2 * openEvery)
+		k.mu.Lock()
+		if k.armed {
+			t.Errorf("it was opened by a proof that was %v old", k.oldest)
+		}
+		k.slow = 0
+		k.mu.Unlock()
+		time.Sleep(2 * openEvery)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if !k.armed || k.oldest > proofMax {
+			t.Errorf("it is armed: %v, by a proof that was %v old", k.armed, k.oldest)
 		}
 	})
 }
