@@ -126,7 +126,7 @@ func (v *vm) tellWarden(ctx context.Context, stands bool) error {
 	}
 	if err := v.agent.Authority.warden.VM(ctx, v.id, as, stands); err != nil {
 		c.told = false // it may have heard
-		return fault.New(fault.Unavailable, "the warden does not answer: %w", err)
+		return err
 	}
 	c.told, c.stands, c.as = true, stands, as
 	return nil

@@ -79,7 +79,7 @@ func (l *Line) ask(ctx context.Context, most time.Duration, what string, args ..
 		defer done()
 		ctx = bounded
 	}
-	answer := make(chan string, 1)
+	answer := make(chan error, 1)
 	l.mu.Lock()
 	l.asked++
 	number := l.asked
@@ -98,11 +98,8 @@ func (l *Line) ask(ctx context.Context, most time.Duration, what string, args ..
 		return fault.New(fault.Unavailable, "tell the warden %s: %w", what, err)
 	}
 	select {
-	case why := <-answer:
-		if why != "" {
-			return fault.New(fault.Conflict, "the warden does not take %s: %s", what, why)
-		}
-		return nil
+	case err := <-answer:
+		return fault.Wrap("the warden does not take", what, err)
 	case <-ctx.Done():
 		return fault.New(fault.Unavailable, "the warden does not answer %s: %w", what, context.Cause(ctx))
 	}
@@ -161,12 +158,13 @@ func (l *Line) heard(text string) {
 		if err != nil {
 			return
 		}
-		if word == tellsNo && why == "" {
-			why = "it gives no reason"
+		var refused error
+		if word == tellsNo {
+			refused = parseRefusal(why)
 		}
 		if answer := l.waiting[number]; answer != nil {
 			delete(l.waiting, number)
-			answer <- why // it has room for the one answer
+			answer <- refused // it has room for the one answer
 		}
 	}
 }

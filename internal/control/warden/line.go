@@ -53,7 +53,7 @@ type Line struct {
 	mu      sync.Mutex
 	hello   hello // its fencing is the last that was told
 	asked   uint64
-	waiting map[uint64]chan string // for the answer to a question
+	waiting map[uint64]chan error // for the answer to a question
 }
 
 // helloMax bounds the wait for the warden's first word, which it says before it starts a role.
@@ -87,7 +87,7 @@ func Inherited(gone func(), log *slog.Logger) (*Line, error) {
 }
 
 func newLine(conn *net.UnixConn, log *slog.Logger) *Line {
-	return &Line{conn: conn, log: log, send: func(text string) error { return sendNow(conn, text) }, waiting: map[uint64]chan string{}}
+	return &Line{conn: conn, log: log, send: func(text string) error { return sendNow(conn, text) }, waiting: map[uint64]chan error{}}
 }
 
 // Starting says what this role is doing as it starts. From one step to the next it has a minute, before it counts as hung.

@@ -13,8 +13,8 @@ import (
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
-// The words that an agent says to the guard, each as "WORD NUMBER ARGUMENTS". The answer to each is "ok NUMBER" or "no NUMBER WHY", and comes
-// after what was said counts and is written down.
+// The words that an agent says to the guard, each as "WORD NUMBER ARGUMENTS". The answer to each is "ok NUMBER" or "no NUMBER KIND: WHY", KIND being
+// a fault's, and comes after what was said counts and is written down.
 const (
 	saysAuthority = "authority" // FENCES UNTIL
 	saysShorten   = "shorten"   // UNTIL
@@ -62,14 +62,14 @@ func (g *guard) take(w word) {
 	}
 	if fields[0] == saysCleared {
 		if len(g.wanters) == wantersMax {
-			w.answer(tellsNo + " too many wait for that already")
+			w.answer(refusal(fault.New(fault.NoResources, "too many wait for that already")))
 			return
 		}
 		g.wanters = append(g.wanters, w) // the look that follows answers, this one or a later one
 		return
 	}
 	if err := g.obey(fields[0], fields[2:]); err != nil {
-		w.answer(tellsNo + " " + err.Error())
+		w.answer(refusal(err))
 		return
 	}
 	// An authority that is back lets VMs run on before its agent hears of it: the agent will speak to them.
@@ -97,7 +97,7 @@ func (g *guard) obey(what string, args []string) error {
 			return err
 		}
 		if (fences != g.machine.Fences || g.machine.Over) && !g.list() {
-			return fault.New(fault.Unavailable, "the kernel does not say which VMs live")
+			return errBlind
 		}
 		g.machine.Told(fences, until, g.cgroups) // the list of the last look where nothing hangs on it
 		g.unwatched = false
@@ -113,7 +113,7 @@ func (g *guard) obey(what string, args []string) error {
 		g.machine.GivenUp(g.cgroups) // what was not seen runs without authority, and dies for that
 		g.calm = false
 		if !ok {
-			return fault.New(fault.Unavailable, "the kernel does not say which VMs live")
+			return errBlind
 		}
 	case saysVM:
 		arbiter := authority.Arbiter(args[1])
@@ -137,6 +137,23 @@ func (g *guard) obey(what string, args []string) error {
 	return nil
 }
 
+// errBlind refuses what hangs on a look that failed.
+var errBlind = fault.New(fault.Unavailable, "the kernel does not say which VMs live")
+
+// refusal is the answer no.
+func refusal(err error) string {
+	return tellsNo + " " + fault.KindOf(err).String() + ": " + err.Error()
+}
+
+// parseRefusal reads why an answer is no. A warden from before kinds were said gives the text alone.
+func parseRefusal(text string) error {
+	name, why, _ := strings.Cut(text, ": ")
+	if kind := fault.ParseKind(name); kind != fault.Unknown {
+		return fault.New(kind, "%s", why)
+	}
+	return fault.New(fault.Conflict, "%s", cmp.Or(text, "it gives no reason"))
+}
+
 // hiddenMax bounds what is remembered of VMs that cannot be seen; one that is not remembered may not run.
 const hiddenMax = 1024
 
@@ -147,11 +164,16 @@ func (g *guard) reach(id authority.VM, runs bool) error {
 	if !runs || g.groups == nil {
 		return nil
 	}
-	if g.list() && slices.ContainsFunc(g.cgroups, func(c authority.Cgroup) bool { return c.VM == id && c.Living }) {
+	seen := g.list()
+	if seen && slices.ContainsFunc(g.cgroups, func(c authority.Cgroup) bool { return c.VM == id && c.Living }) {
 		return nil
 	}
-	if g.hidden[id] = true; !g.armed && len(g.hidden) < hiddenMax {
+	g.hidden[id] = true
+	switch {
+	case !g.armed && len(g.hidden) < hiddenMax:
 		return nil
+	case !seen:
+		return errBlind
 	}
 	return fault.New(fault.Incompatible, "its qemu has no cgroup of its own, by which it could be ended: see godwit doctor")
 }

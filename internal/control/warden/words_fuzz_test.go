@@ -90,9 +90,10 @@ func FuzzLineOfTheWarden(f *testing.F) {
 	f.Add("hello", "fencing -", "no 1 it is over")
 	f.Add("hello -1 x", "fencing", "no 1")
 	f.Add("ok 1", "ok", "ok 18446744073709551616")
+	f.Add("hello 1 1", "no 1 incompatible: its qemu has no cgroup of its own", "no 1 incompatible")
 	f.Fuzz(func(t *testing.T, first, second, third string) {
 		l := newLine(nil, slog.New(slog.DiscardHandler))
-		answer := make(chan string, 1)
+		answer := make(chan error, 1)
 		l.waiting[1] = answer
 		before := l.hello
 		if err := l.greeted(first); err != nil && l.hello.until != before.until {
