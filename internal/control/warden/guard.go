@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -66,6 +67,8 @@ type guard struct {
 	over  chan struct{}
 	agent atomic.Pointer[ear]   // the one that is heard
 	said  atomic.Pointer[hello] // the last state, for the agent that is started next
+	// telling is held from a look at agent or said to the telling of it, so that no word overtakes another. Who tells does not wait.
+	telling sync.Mutex
 
 	cgroups    []authority.Cgroup // reused
 	seen       []host.Cgroup      // reused
@@ -237,9 +240,7 @@ func (g *guard) list() bool {
 		return false
 	}
 	for _, c := range g.seen {
-		if c.Err != nil {
-			g.complain("cannot see a vm", c.Name, c.Err)
-		}
+		g.complain("cannot see a vm", c.Name, c.Err)
 		g.cgroups = append(g.cgroups, authority.Cgroup{VM: authority.VM(c.Name), Living: c.Populated, Frozen: c.Frozen})
 	}
 	return true
@@ -265,9 +266,7 @@ func (g *guard) act(a authority.WardenAction) {
 		}
 	case authority.Feed, authority.Clear:
 	}
-	if err != nil {
-		g.complain("cannot act on a vm", name, err)
-	}
+	g.complain("cannot act on a vm", name, err)
 }
 
 // complain says what went wrong, once until it is something else or over.
@@ -361,6 +360,8 @@ func (g *guard) fencing() inventory.Fencing {
 
 // greet makes the agent that is about to be started the one that is heard, and says to it what it has to know first.
 func (g *guard) greet(agent *ear) {
+	g.telling.Lock()
+	defer g.telling.Unlock()
 	g.agent.Store(agent)
 	said := g.said.Load()
 	agent.tell(strings.Join([]string{tellsHello, strconv.FormatUint(said.fences, 10), momentWord(said.until)}, " "))
@@ -369,11 +370,17 @@ func (g *guard) greet(agent *ear) {
 
 // write makes what the guard knows outlive it, and shows it to the next agent.
 func (g *guard) write() {
-	now := hello{g.machine.Fences, g.machine.Until, g.fencing()}
-	if last := g.said.Swap(&now); last == nil || last.fencing != now.fencing {
+	g.say(&hello{g.machine.Fences, g.machine.Until, g.fencing()})
+	g.complain("cannot write the authority down: the next warden will know of none", "", g.notes.keep(g.machine, g.hidden))
+}
+
+// say keeps the state for the next agent, and tells this one what is new to it.
+func (g *guard) say(now *hello) {
+	g.telling.Lock()
+	defer g.telling.Unlock()
+	if last := g.said.Swap(now); last == nil || last.fencing != now.fencing {
 		if agent := g.agent.Load(); agent != nil {
 			agent.tell(fencingWord(now.fencing))
 		}
 	}
-	g.complain("cannot write the authority down: the next warden will know of none", "", g.notes.keep(g.machine, g.hidden))
 }

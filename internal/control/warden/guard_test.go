@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/host"
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
@@ -464,8 +465,14 @@ func TestNobodyIsWaitedFor(t *testing.T) {
 			log: newDiary(slog.New(slog.DiscardHandler)), words: make(chan word, wordsMax), over: make(chan struct{}),
 		}
 		g.said.Store(&hello{})
-		e := &ear{func(string) {}} // hears nothing
-		g.agent.Store(e)
+		ours, theirs, err := socketPair()
+		must(t, err)
+		defer func() { must(t, ours.Close(), theirs.Close()) }()
+		e := &ear{func(text string) { _ = sendNow(ours, text) }}
+		for err == nil { // until the line takes no more
+			err = sendNow(ours, tellsOK)
+		}
+		g.greet(e)
 		go g.run() // and nobody runs its diary
 		for i := range 2 * diaryMax {
 			g.log.say(slog.LevelInfo, "line", slog.Int("n", i))
@@ -504,7 +511,7 @@ func TestWordsThatAreRefused(t *testing.T) {
 			go func() { _ = first.Cleared(ctx) }() // ends with the bubble's agent
 		}
 		synctest.Wait()
-		if err := first.Cleared(ctx); err == nil || !strings.Contains(err.Error(), "too many wait") {
+		if err := first.Cleared(ctx); !fault.Is(err, fault.NoResources) || !strings.Contains(err.Error(), "too many wait") {
 			t.Errorf("one more waits for it to be clear: %v", err)
 		}
 		must(t, first.Authority(ctx, 0, k.now()+8*time.Second))
@@ -539,7 +546,7 @@ func TestWhatCannotBeEnded(t *testing.T) {
 			t.Errorf("it is fenced by %q", agent.Fencing())
 		}
 		must(t, agent.VM(ctx, "vm-late", authority.LeaseArbitrates, true)) // it stands
-		if err := agent.VM(ctx, "vm-late", authority.LeaseArbitrates, false); err == nil || !strings.Contains(err.Error(), "no cgroup of its own") {
+		if err := agent.VM(ctx, "vm-late", authority.LeaseArbitrates, false); err == nil || !strings.Contains(err.Error(), "no cgroup of its own") || !fault.Is(err, fault.Incompatible) {
 			t.Errorf("it may run: %v", err)
 		}
 		synctest.Wait()
