@@ -16,7 +16,7 @@ func newHostRemove() *cobra.Command {
 		Long: `Remove gives the host's member of the store to another host, takes back its certificates, and forgets it. It is
 refused while the host has VMs. The machine can join again, also under the same name, with a fresh data
 folder. A host that is dead goes with --force, once it is proven dead: fenced, or godwit host confirm-dead.
-Ctrl-C takes the order back while the host is still needed.`,
+Ctrl-C leaves the order standing; godwit task cancel takes it back while the host is still needed.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := newClient(cmd)
 			if err != nil {

@@ -17,7 +17,7 @@ const removalEvery = 250 * time.Millisecond
 
 // RemoveHost takes a host out of the cluster: the leader moves its member of the store, takes back its certificates, and forgets it. It is
 // refused, with every reason, while something needs the host. force says that the host is dead, which must have been proven. It returns when
-// the host is out; if ctx ends before, the plan is taken back.
+// the host is out. It does not end with its caller: the plan is taken back when its task is canceled, or the agent ends.
 func (a *Agent) RemoveHost(ctx context.Context, host inventory.HostID, force bool) error {
 	return a.tasks.Run(ctx, "host.remove", string(host), string(host), func(ctx context.Context, t *task.Task) error {
 		if err := a.mayRemove(ctx, host, force); err != nil {
