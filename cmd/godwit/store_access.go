@@ -42,15 +42,18 @@ func (f *accessFlags) read() (*agent.StoreAccess, error) {
 		}
 	}
 	access := &agent.StoreAccess{}
-	for path, into := range map[string]*[]byte{f.ca: &access.CA, f.certificate: &access.Certificate, f.key: &access.Key} {
-		if path == "" {
+	for _, file := range []struct { // not by path: one file may hold several of them
+		path string
+		into *[]byte
+	}{{f.ca, &access.CA}, {f.certificate, &access.Certificate}, {f.key, &access.Key}} {
+		if file.path == "" {
 			continue
 		}
-		text, err := os.ReadFile(path)
+		text, err := os.ReadFile(file.path)
 		if err != nil {
 			return nil, fault.New(fault.Invalid, "access to etcd: %w", err)
 		}
-		*into = text
+		*file.into = text
 	}
 	_, err := accessTLS(access)
 	return access, err
