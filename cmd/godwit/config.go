@@ -111,24 +111,10 @@ func (c *hostConfig) save() error {
 	if err != nil {
 		return err
 	}
-	tmp := c.path() + ".new"
-	if err := writeSynced(tmp, append(text, '\n')); err != nil {
-		return fault.New(fault.NoResources, "data folder: %w", err)
-	}
-	if err := os.Rename(tmp, c.path()); err != nil {
+	if err := replace(c.path(), append(text, '\n'), 0o600); err != nil {
 		return fault.New(fault.NoResources, "data folder: %w", err)
 	}
 	return nil
-}
-
-// writeSynced writes a file that is on the disk when it returns.
-func writeSynced(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // hostFlags are what init and join ask about the new host.

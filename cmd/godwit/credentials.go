@@ -210,17 +210,10 @@ func changeCredentials(server string, l *login) (path string, before bool, err e
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return path, before, fault.New(fault.Denied, "%w", err)
 	}
-	// Whole and private from its first byte, or not at all.
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".credentials-")
-	if err != nil {
-		return path, before, fault.New(fault.Denied, "%w", err)
-	}
-	_, err = tmp.Write(append(text, '\n'))
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp.Name()) // err says what matters
+	if err := replace(path, append(text, '\n'), 0o600); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return path, before, fault.New(fault.Denied, "%w", err)
+		}
 		return path, before, fault.New(fault.NoResources, "%w", err)
 	}
 	return path, before, nil

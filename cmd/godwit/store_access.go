@@ -84,7 +84,7 @@ func saveAccess(dir string, access *agent.StoreAccess) error {
 		if len(text) == 0 {
 			continue
 		}
-		if err := writeSynced(filepath.Join(dir, name), text); err != nil {
+		if err := replace(filepath.Join(dir, name), text, 0o600); err != nil {
 			return fault.New(fault.NoResources, "access to etcd: %w", err)
 		}
 	}

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
+	"errors"
+	"io/fs"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -33,32 +33,16 @@ func newVMScreenshot() *cobra.Command {
 				_, err := cmd.OutOrStdout().Write(resp.Msg.GetPng())
 				return err
 			}
-			return fault.Wrap("screenshot", "", replaceFile(output, resp.Msg.GetPng()))
+			err = replace(output, resp.Msg.GetPng(), 0o644)
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+				return fault.New(fault.NotFound, "screenshot: %w: choose a folder that is there and that you may write to", err)
+			}
+			if err != nil {
+				return fault.New(fault.NoResources, "screenshot: %w", err)
+			}
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&output, "output", "", "file to write, or - for standard output")
 	return cmd
-}
-
-// replaceFile writes the file whole or not at all.
-func replaceFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return fault.New(fault.NotFound, "no file can be made in %s: choose a folder that is there and that you may write to", filepath.Dir(path))
-	}
-	_, err = f.Write(content)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Chmod(f.Name(), 0o644) //nolint:gosec // a picture for whoever asked for it, as any program writes one
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name()) // the error above is the one that counts
-		return fault.New(fault.NoResources, "%w", err)
-	}
-	return nil
 }
