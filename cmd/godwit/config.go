@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/godwit-vm/godwit/internal/driver/datadir"
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -115,6 +117,42 @@ func (c *hostConfig) save() error {
 		return fault.New(fault.NoResources, "data folder: %w", err)
 	}
 	return nil
+}
+
+// How long a change of host.json waits for another one, and how often it looks: each is done in milliseconds.
+const (
+	changeMax  = 5 * time.Second
+	changeLook = 20 * time.Millisecond
+)
+
+// change does f to what host.json holds now, and writes it. The agent and godwit datastore add write the file whenever they like: each changes
+// its own part only, one after the other. An error of f leaves all as it was.
+func (c *hostConfig) change(f func(now *hostConfig) error) error {
+	folder, err := os.Open(c.dir) // the lock is on the folder, since the file is another one each time
+	if err != nil {
+		return fault.New(fault.Internal, "data folder: %w", err)
+	}
+	defer func() { _ = folder.Close() }() // which ends the lock
+	for begun := time.Now(); ; time.Sleep(changeLook) {
+		err := unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fault.New(fault.Internal, "data folder: %w", err)
+		}
+		if time.Since(begun) > changeMax {
+			return fault.New(fault.Unavailable, "%s is being changed by another process: try again", c.path())
+		}
+	}
+	now, err := loadConfig(c.dir)
+	if err != nil {
+		return err
+	}
+	if err := f(now); err != nil {
+		return err
+	}
+	return now.save()
 }
 
 // hostFlags are what init and join ask about the new host.

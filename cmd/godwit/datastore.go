@@ -32,16 +32,22 @@ mount the same file system) keeps its identity. The agent knows it when it start
 			if err != nil {
 				return err
 			}
-			for _, have := range c.Datastores {
-				if have.Name == ds.Name || have.Path == ds.Path {
-					return fault.New(fault.Exists, "this host has datastore %s at %s already", have.Name, have.Path)
+			add := func(c *hostConfig) error {
+				for _, have := range c.Datastores {
+					if have.Name == ds.Name || have.Path == ds.Path {
+						return fault.New(fault.Exists, "this host has datastore %s at %s already", have.Name, have.Path)
+					}
 				}
+				c.Datastores = append(c.Datastores, ds)
+				return nil
 			}
-			if err := openDatastores([]hostDatastore{ds}, c.User); err != nil {
+			if err := add(c); err != nil {
 				return err
 			}
-			c.Datastores = append(c.Datastores, ds)
-			if err := c.save(); err != nil {
+			if err := openDatastores([]hostDatastore{ds}, c.User); err != nil { // before the change, which waits for no mount
+				return err
+			}
+			if err := c.change(add); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "datastore %s added: restart the agent to use it\n", ds.Name)

@@ -196,8 +196,11 @@ func (c *hostConfig) follow(ctx context.Context, identity *peer.Identity, r role
 		Host: c.Host, Stores: connections, Foreign: c.Foreign, Log: r.log, Revoked: identity.SaveRevoked,
 		State: carry.State{Endpoints: c.Endpoints, Member: c.Member, ID: c.MemberID, Folder: c.Folder, Join: c.StoreJoin},
 		Save: func(s carry.State) error {
-			c.Endpoints, c.Member, c.MemberID, c.Folder, c.StoreJoin = s.Endpoints, s.Member, s.ID, s.Folder, s.Join
-			return c.save()
+			part := func(c *hostConfig) error {
+				c.Endpoints, c.Member, c.MemberID, c.Folder, c.StoreJoin = s.Endpoints, s.Member, s.ID, s.Folder, s.Join
+				return nil
+			}
+			return errors.Join(part(c), c.change(part))
 		},
 		Want:  func(on bool) { r.line.Want("store", on) },
 		Claim: func(ctx context.Context) (func(), error) { return warden.Claim(ctx, r.set.Run, "store", nil) },
