@@ -3,6 +3,7 @@ package task
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -11,6 +12,7 @@ import (
 // The bounds of events.
 const (
 	eventsMax  = 1000        // that wait to be written; beyond it the oldest go, are counted, and the count is an event
+	auditsMax  = 1000        // the same for audit events: neither kind drives the other out
 	flapBurst  = 5           // events of one kind about one object in a flapWindow; the rest are counted
 	flapWindow = time.Minute // then the count is told with the last of them
 	flapsMax   = 4096        // objects and kinds that are counted
@@ -19,6 +21,12 @@ const (
 // CallRefused is the kind of audit events about calls of which nothing was executed. A caller that is turned away over and over is counted
 // after the first ones, as all that happens over and over; calls that were executed are noted each.
 const CallRefused = "call.refused"
+
+// waiting counts the events of one kind, audits or others, in Keeper.events.
+type waiting struct {
+	queued  int
+	dropped int // that were not written, and are not told yet
+}
 
 type flapKey struct{ kind, object string }
 
@@ -77,10 +85,19 @@ func (k *Keeper) note(e inventory.Event) {
 	}
 	k.last = e.Time
 	e.ID = inventory.NewEventID(e.Time)
-	if len(k.events) >= eventsMax {
-		k.events = k.events[1:]
-		k.dropped++
+	waiting, bound := &k.others, eventsMax
+	if e.Audit {
+		waiting, bound = &k.audits, auditsMax
 	}
+	if waiting.queued >= bound {
+		// The oldest of its kind, wherever it stands: those before it move up by one.
+		i := slices.IndexFunc(k.events, func(old inventory.Event) bool { return old.Audit == e.Audit })
+		copy(k.events[1:i+1], k.events[:i])
+		k.events = k.events[1:]
+		waiting.queued--
+		waiting.dropped++
+	}
+	waiting.queued++
 	k.events = append(k.events, e)
 	k.rouse()
 }

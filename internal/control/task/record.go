@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -138,7 +139,7 @@ func (w *writing) all(ctx context.Context) {
 		records := k.records
 		k.trim()
 		tasks := k.unsaved[:min(batchMax, len(k.unsaved))]
-		events := k.events[:min(batchMax, len(k.events))]
+		events := slices.Clone(k.events[:min(batchMax, len(k.events))])
 		answers := k.late
 		k.mu.Unlock()
 		if records == nil || len(tasks)+len(events)+len(answers) == 0 {
@@ -178,17 +179,11 @@ func (w *writing) batch(ctx context.Context, records Records, tasks []*Task, eve
 		snapshots[i] = t.snapshot()
 	}
 	k.unsaved = k.unsaved[len(tasks):]
-	events = append([]inventory.Event(nil), events...)
-	if k.dropped > 0 && len(events) > 0 {
-		first := events[0]
-		told := inventory.Event{
-			Kind: "events.dropped", Severity: inventory.Warning, Host: k.host, Time: first.Time.Add(-time.Nanosecond),
-			Message: fmt.Sprintf("%d events before this one were lost: the store was away for too long", k.dropped),
-		}
-		told.ID = inventory.NewEventID(told.Time)
-		events = append([]inventory.Event{told}, events[:min(len(events), batchMax-1)]...)
+	others, audits := k.others.dropped, k.audits.dropped
+	if len(events) > 0 {
+		told := k.lost(events[0].Time, others, audits)
+		events = append(told, events[:min(len(events), batchMax-len(told))]...)
 	}
-	dropped := k.dropped
 	k.mu.Unlock()
 	within, done := context.WithTimeout(ctx, writeMax)
 	defer done()
@@ -209,7 +204,8 @@ func (w *writing) batch(ctx context.Context, records Records, tasks []*Task, eve
 	if err != nil {
 		k.log.LogAttrs(ctx, slog.LevelError, "tasks and events lost", slog.Int("tasks", len(tasks)), slog.Int("events", len(events)), slog.Any("err", err))
 	}
-	k.dropped -= dropped
+	k.others.dropped -= others
+	k.audits.dropped -= audits
 	w.written += len(snapshots) + len(events)
 	written := map[inventory.EventID]bool{}
 	for _, e := range events {
@@ -217,6 +213,11 @@ func (w *writing) batch(ctx context.Context, records Records, tasks []*Task, eve
 	}
 	rest := 0
 	for rest < len(k.events) && written[k.events[rest].ID] {
+		if k.events[rest].Audit {
+			k.audits.queued--
+		} else {
+			k.others.queued--
+		}
 		rest++
 	}
 	k.events = append([]inventory.Event(nil), k.events[rest:]...)
@@ -231,6 +232,24 @@ func (w *writing) batch(ctx context.Context, records Records, tasks []*Task, eve
 		k.ended = k.ended[1:]
 	}
 	return nil
+}
+
+// lost tells in events before a time how many were dropped. The numbers of the two kinds are told apart, and that of audits among audits.
+func (k *Keeper) lost(before time.Time, others, audits int) []inventory.Event {
+	var told []inventory.Event
+	tell := func(n int, audit bool, what string) {
+		if n == 0 {
+			return
+		}
+		before = before.Add(-time.Nanosecond)
+		told = append([]inventory.Event{{
+			ID: inventory.NewEventID(before), Kind: "events.dropped", Severity: inventory.Warning, Audit: audit, Host: k.host, Time: before,
+			Message: fmt.Sprintf("%d %s of about this time were lost: the store was away for too long", n, what),
+		}}, told...)
+	}
+	tell(audits, true, "audit events")
+	tell(others, false, "events")
+	return told
 }
 
 // trim drops the oldest tasks that have ended when too many wait to be written, and says so. The Keeper's lock is held.

@@ -67,10 +67,11 @@ type Keeper struct {
 	active   int
 	idle     chan struct{} // closed when the last task has ended after the end was announced
 	ending   bool
-	unsaved  []*Task // to be written, in order
-	ended    []*Task // written, oldest first
-	events   []inventory.Event
-	dropped  int // events that were not written
+	unsaved  []*Task           // to be written, in order
+	ended    []*Task           // written, oldest first
+	events   []inventory.Event // to be written, in order
+	others   waiting           // of events, those that are no audits
+	audits   waiting
 	last     time.Time
 	flaps    map[flapKey]*flap
 	requests map[string]*request

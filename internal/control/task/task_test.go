@@ -255,6 +255,45 @@ func TestTasksBeyondTheBoundWaitAndThenAreRefused(t *testing.T) {
 	})
 }
 
+// However many calls come while the store is away, what happens to VMs is not lost for it, nor the other way round.
+func TestAuditsDriveNothingOut(t *testing.T) {
+	for _, flood := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newShelf()
+			k, end := serve(s, "host-1")
+			s.setAway(true)
+			for i := range 10 {
+				k.Event(t.Context(), inventory.Event{Kind: "few", Object: fmt.Sprint("a-", i), Audit: !flood})
+			}
+			for i := range 2500 {
+				k.Event(t.Context(), inventory.Event{Kind: "many", Object: fmt.Sprint("b-", i), Audit: flood})
+				if i%500 == 0 {
+					time.Sleep(time.Minute) // in which it is tried to write them
+				}
+			}
+			s.setAway(false)
+			time.Sleep(10 * time.Second)
+			end()
+			kinds := map[string]int{}
+			for _, e := range s.events {
+				kinds[e.Kind]++
+				if e.Kind == "events.dropped" && (e.Audit != flood || !strings.HasPrefix(e.Message, "1500 ")) {
+					t.Errorf("%+v", e)
+				}
+			}
+			if kinds["few"] != 10 || kinds["many"] != 1000 || kinds["events.dropped"] != 1 {
+				t.Errorf("of audits %v: %v", flood, kinds)
+			}
+			if !slices.IsSortedFunc(s.events, func(a, b inventory.Event) int { return strings.Compare(string(a.ID), string(b.ID)) }) {
+				t.Error("events are not in order")
+			}
+			if last := s.events[len(s.events)-1]; last.Object != "b-2499" {
+				t.Errorf("the last is %+v", last)
+			}
+		})
+	}
+}
+
 func TestTheStoreMayBeAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShelf()
