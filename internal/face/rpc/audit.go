@@ -83,14 +83,23 @@ func (audits) WrapStreamingClient(next connect.StreamingClientFunc) connect.Stre
 }
 
 // WrapStreamingHandler implements connect.Interceptor. A call that lasts is written down when its first message came, which says what it is
-// about, and not again at its end.
+// about: nobody knows when it ends. If it fails, that is written down too. A caller that leaves, or whom the gate sends away, is no failure:
+// the one is the usual end, the other the gate has written down.
 func (a audits) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
 		call, ok := audited(ctx, conn.Spec().Procedure)
 		if !ok {
 			return next(ctx, conn)
 		}
-		return next(ctx, &firstMessage{StreamingHandlerConn: conn, tell: func(message any) { a.write(ctx, call, message, "opened", nil) }})
+		var first any
+		err := next(ctx, &firstMessage{StreamingHandlerConn: conn, tell: func(message any) {
+			first = message
+			a.write(ctx, call, message, "opened", nil)
+		}})
+		if err != nil && ctx.Err() == nil && !fault.Is(plain(err), fault.Canceled) {
+			a.write(ctx, call, first, "", err)
+		}
+		return err
 	}
 }
 
