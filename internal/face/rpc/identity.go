@@ -39,6 +39,7 @@ type identity struct {
 	role     inventory.Role
 	from     string
 	stranger bool
+	local    bool   // a user of this machine
 	byToken  bool   // it has shown one, so that its role is fresh
 	tally    string // the name that its calls are counted under, share callers' worth
 	share    int
@@ -68,7 +69,7 @@ func (g *gate) meet(who Caller, header http.Header) identity {
 		}
 		return id
 	case who.Name != "":
-		id := identity{name: who.Name, role: who.Role, from: "socket", tally: "user " + who.Name, share: 1}
+		id := identity{name: who.Name, role: who.Role, local: true, from: "socket", tally: "user " + who.Name, share: 1}
 		if who.Mapped {
 			id.user = who.Name
 		}

@@ -61,6 +61,7 @@ func (d *fakeDirectory) set(name string, role inventory.Role) {
 const (
 	startVM   = "/godwit.v1.VMService/StartVM"
 	consoleVM = "/godwit.v1.VMService/ConsoleVM"
+	backUp    = "/godwit.v1.ClusterService/BackUp"
 )
 
 // ask makes one call and returns the code and the text of the answer.
@@ -114,6 +115,10 @@ func TestWhoMayWhat(t *testing.T) {
 		{"an operator makes a user", stranger, token("olga"), "/godwit.v1.UserService/CreateUser", 403, "that takes the role admin"},
 		{"an admin makes a token for hosts", stranger, token("ann"), "/godwit.v1.HostService/CreateToken", 204, ""},
 		{"an admin hands over", stranger, token("ann"), "/godwit.v1.HandoverService/Release", 403, "between hosts only"},
+		{"an admin takes a backup from afar", stranger, token("ann"), backUp, 403, "on the host's own socket only"},
+		{"a user of the machine takes a backup", local("carl"), nil, backUp, 204, ""},
+		{"another host takes a backup for its root", host, on("root", "", "admin"), backUp, 403, "on the host's own socket only"},
+		{"a viewer takes a backup from afar", stranger, token("vera"), backUp, 403, "that takes the role admin"},
 		{"a wrong token", stranger, token("eve"), listVMs, 403, "the cluster does not know this token"},
 		{"another scheme", stranger, []string{"Authorization", "Basic cm9vdDo="}, listVMs, 403, `has to be "Bearer" and a user's token`},
 		{"no token", stranger, nil, listVMs, 403, "who calls? show a user's token"},

@@ -12,6 +12,7 @@ type right struct {
 	role    inventory.Role // what a user needs; NoRole: no user may
 	anybody bool           // also a stranger, who shows something else: a token to join with
 	host    bool           // a host for itself, nobody else
+	local   bool           // only on the host's own socket
 	audited bool           // it changes something: who made it, from where and how it ended becomes an event
 }
 
@@ -73,7 +74,7 @@ var rights = map[string]right{
 	"EventService/ListEvents": reading(inventory.Viewer),
 
 	"ClusterService/GetCluster":        reading(inventory.Viewer),
-	"ClusterService/BackUp":            changing(inventory.Admin), // it changes nothing, and whoever has it has all that the store has
+	"ClusterService/BackUp":            {role: inventory.Admin, local: true, audited: true}, // it changes nothing, and whoever has it has all that the store has
 	"ClusterService/RotateCertificate": changing(inventory.Admin),
 
 	"UserService/CreateUser":      changing(inventory.Admin),
@@ -120,6 +121,8 @@ func judge(call string, r right, who identity) error {
 		return nil
 	case r.host:
 		return fault.New(fault.Denied, "%s is spoken between hosts only", call)
+	case r.local && !who.local && who.role.May(r.role):
+		return fault.New(fault.Denied, "%s is answered on the host's own socket only: run the command there, without --server", call)
 	case who.role.May(r.role):
 		return nil
 	case who.stranger:

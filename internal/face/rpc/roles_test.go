@@ -54,7 +54,7 @@ func TestRolesAreOrdered(t *testing.T) {
 			t.Errorf("%s needs no admin", call)
 		}
 		for role := inventory.NoRole; role <= inventory.Admin; role++ {
-			err := judge(call, r, identity{name: "alice", role: role})
+			err := judge(call, r, identity{name: "alice", role: role, local: true})
 			if may := role >= r.role && role != inventory.NoRole; may != (err == nil) {
 				t.Errorf("%v: %s: %v", role, call, err)
 			}

@@ -51,7 +51,7 @@ func Handler(a *agent.Agent, local bool, callers Callers) http.Handler {
 	mux.Handle(godwitv1connect.NewTaskServiceHandler(&tasks{a}, options...))
 	mux.Handle(godwitv1connect.NewEventServiceHandler(&events{a}, options...))
 	mux.Handle(godwitv1connect.NewUserServiceHandler(&users{a}, options...))
-	mux.Handle(godwitv1connect.NewClusterServiceHandler(&clusters{a, local}, options...))
+	mux.Handle(godwitv1connect.NewClusterServiceHandler(&clusters{a}, options...))
 	mux.Handle(godwitv1connect.NewFencingServiceHandler(&fencing{a}, options...))
 	mux.Handle(godwitv1connect.NewMemberServiceHandler(&members{a}, options...))
 	if !local {
