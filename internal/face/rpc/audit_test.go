@@ -18,34 +18,37 @@ type consoleConn struct{ connect.StreamingHandlerConn }
 func (consoleConn) Spec() connect.Spec { return connect.Spec{Procedure: consoleVM} }
 
 func (consoleConn) Receive(message any) error {
-	message.(*godwitv1.ConsoleVMRequest).Vm = "web-1" //nolint:errcheck,forcetypeassert // a console sends nothing else
+	message.(*godwitv1.ConsoleVMRequest).Vm = "web-1" //nolint:forcetypeassert // a console sends nothing else
 	return nil
 }
 
 // A call that lasts is written down when it begins, and once more if it fails; a caller that leaves is no failure.
 func TestStreamsThatFailAreWrittenDown(t *testing.T) {
 	const opened = "call.done VMService/ConsoleVM: opened"
-	gone, leave := context.WithCancel(t.Context())
-	leave()
 	for _, c := range []struct {
 		what string
-		ctx  context.Context
+		gone bool // the caller
 		ends error
 		want []string
 	}{
-		{"it ends", t.Context(), nil, []string{opened}},
-		{"it is refused", t.Context(), fault.New(fault.Conflict, "it is off"), []string{opened, "call.failed VMService/ConsoleVM: it is off"}},
-		{"the caller leaves", gone, errors.New("broken pipe"), []string{opened}},
-		{"the caller's time is up", t.Context(), fault.New(fault.Canceled, "too late"), []string{opened}},
+		{"it ends", false, nil, []string{opened}},
+		{"it is refused", false, fault.New(fault.Conflict, "it is off"), []string{opened, "call.failed VMService/ConsoleVM: it is off"}},
+		{"the caller leaves", true, errors.New("broken pipe"), []string{opened}},
+		{"the caller's time is up", false, fault.New(fault.Canceled, "too late"), []string{opened}},
 	} {
 		n := &noting{}
+		ctx, leave := context.WithCancel(t.Context())
+		defer leave()
 		stream := audits{n.note}.WrapStreamingHandler(faults{}.WrapStreamingHandler(func(_ context.Context, conn connect.StreamingHandlerConn) error {
 			if err := conn.Receive(&godwitv1.ConsoleVMRequest{}); err != nil {
 				return err
 			}
+			if c.gone {
+				leave()
+			}
 			return c.ends
 		}))
-		if err := stream(c.ctx, consoleConn{}); (err == nil) != (c.ends == nil) {
+		if err := stream(ctx, consoleConn{}); (err == nil) != (c.ends == nil) {
 			t.Errorf("%s: %v", c.what, err)
 		}
 		var got []string
