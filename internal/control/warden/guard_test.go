@@ -414,7 +414,7 @@ func TestAnOldProofOpensNothing(t *testing.T) {
 		time.Sleep(2 * openEvery)
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		if !k.armed || k.oldest > proofMax {
+		if !k.armed || k.oldest > authority.ProofMax {
 			t.Errorf("it is armed: %v, by a proof that was %v old", k.armed, k.oldest)
 		}
 	})
