@@ -72,7 +72,7 @@ func (wd *warden) keep() {
 func (wd *warden) look() {
 	h, w := wd.h, wd.h.w
 	wd.looks++
-	began := w.now
+	began, turn := w.now, wd.looks
 	actions := wd.m.Look(h.now(), h.cgroups())
 	again := lookAgain
 	for _, a := range actions {
@@ -80,8 +80,11 @@ func (wd *warden) look() {
 		case authority.Feed:
 			again = lookEvery
 			w.after(50*time.Microsecond, wd.p, func() {
-				if w.now-began <= authority.ProofMax {
+				switch {
+				case w.now-began <= authority.ProofMax:
 					h.feed()
+				case wd.looks == turn: // this process stood still since: it looks anew right away
+					wd.look()
 				}
 			})
 		case authority.Clear:
@@ -96,7 +99,6 @@ func (wd *warden) look() {
 	if end := wd.m.Until - (w.settings.Lease - w.settings.Freeze); wd.m.Until != 0 && end > h.now() {
 		next = min(next, end)
 	}
-	turn := wd.looks
 	h.at(next, wd.p, func() {
 		switch {
 		case wd.looks != turn:
