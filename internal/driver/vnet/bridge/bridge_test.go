@@ -88,21 +88,48 @@ func cable(t *testing.T, a, inA, b, inB string) {
 	add(t, &netlink.Veth{LinkAttrs: named(a), PeerName: b}, inA)
 	must(t, netlink.LinkSetMaster(get(t, b), get(t, inB)))
 	must(t, netlink.LinkSetUp(get(t, b)))
+	carries(t, a, b)
 }
 
-// where returns the port on which the bridge has learned the address, "" for none.
-func where(t *testing.T, bridgeName, mac string) string {
+// carries waits until the links carry frames: the kernel takes a while to notice a cable, and drops what comes before.
+func carries(t *testing.T, links ...string) {
+	t.Helper()
+	for _, l := range links {
+		soon(t, l+" carries frames", func() bool { return get(t, l).Attrs().OperState == netlink.OperUp })
+	}
+}
+
+// soon waits until what the kernel does in its own time is done.
+func soon(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(5 * time.Second); !done(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// where returns the port on which the bridge has learned the guest's address, "" for none.
+func where(t *testing.T, bridgeName string) string {
 	t.Helper()
 	all, err := netlink.NeighList(0, unix.AF_BRIDGE)
 	must(t, err)
 	for _, n := range all {
-		if n.HardwareAddr.String() == mac && n.MasterIndex == get(t, bridgeName).Attrs().Index {
+		if n.HardwareAddr.String() == guestMAC && n.MasterIndex == get(t, bridgeName).Attrs().Index {
 			port, err := netlink.LinkByIndex(n.LinkIndex)
 			must(t, err)
 			return port.Attrs().Name
 		}
 	}
 	return ""
+}
+
+// learned waits until the bridge has the guest's address on that port: frames pass in the kernel's own time.
+func learned(t *testing.T, bridgeName, port string) {
+	t.Helper()
+	soon(t, bridgeName+" has the guest on "+port, func() bool { return where(t, bridgeName) == port })
 }
 
 // twoHosts are the bridges of two hosts, a and b, with a cable each to a bridge that is nobody's.
@@ -156,33 +183,21 @@ func TestAGuestMoves(t *testing.T) {
 		return bridge.Card{VM: vm, MAC: guestMAC, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")}}
 	}
 	must(t, bridge.Arrive(card(here)))
-	if at := where(t, "foreign", guestMAC); at != "port-a" {
-		t.Fatalf("the switch has the guest on %q before the move", at)
-	}
-	if at := where(t, "b", guestMAC); at != "b-up" {
-		t.Fatalf("host b has the guest on %q before the move", at)
-	}
+	learned(t, "foreign", "port-a")
+	learned(t, "b", "b-up")
 
 	// QEMU announces the guest when its memory is loaded, long before the source has let go of it.
 	if _, err := target.File.Write(append(make([]byte, 10), frame("ffffffffffff")...)); !errors.Is(err, unix.EIO) {
 		t.Errorf("writing to the tap of a guest that does not run yet: %v, not EIO", err)
 	}
-	if at := where(t, "foreign", guestMAC); at != "port-a" {
-		t.Errorf("the switch has the guest on %q while it arrives", at)
-	}
+	learned(t, "foreign", "port-a")
 
 	must(t, bridge.Leave(here, 0))
 	rarps, arps := listen(t, "foreign", unix.ETH_P_RARP), listen(t, "foreign", unix.ETH_P_ARP)
 	must(t, bridge.Arrive(card(there)))
-	if at := where(t, "foreign", guestMAC); at != "port-b" {
-		t.Errorf("the switch has the guest on %q after the move", at)
-	}
-	if at := where(t, "a", guestMAC); at != "a-up" {
-		t.Errorf("host a has the guest on %q after the move", at)
-	}
-	if at := where(t, "b", guestMAC); at != bridge.TapName(there, 0) {
-		t.Errorf("host b has the guest on %q after the move", at)
-	}
+	learned(t, "foreign", "port-b")
+	learned(t, "a", "a-up")
+	learned(t, "b", bridge.TapName(there, 0))
 	const head = "ffffffffffff" + "5254000a0b0c"
 	pad := strings.Repeat("00", 18)
 	if got, want := heard(t, rarps), head+"8035"+"00010800060400035254000a0b0c000000005254000a0b0c00000000"+pad; got != want {
@@ -194,17 +209,13 @@ func TestAGuestMoves(t *testing.T) {
 	if _, err := source.File.Write(append(make([]byte, 10), frame("ffffffffffff")...)); !errors.Is(err, unix.EIO) {
 		t.Errorf("writing to the tap of a guest that has left: %v, not EIO", err)
 	}
-	if at := where(t, "foreign", guestMAC); at != "port-b" {
-		t.Errorf("the switch has the guest on %q after the source's QEMU spoke again", at)
-	}
+	learned(t, "foreign", "port-b")
 	gets(t, target)
 
 	// And back, as after a switchover that failed.
 	must(t, bridge.Leave(there, 0))
 	must(t, bridge.Arrive(card(here)))
-	if at := where(t, "foreign", guestMAC); at != "port-a" {
-		t.Errorf("the switch has the guest on %q after it came back", at)
-	}
+	learned(t, "foreign", "port-a")
 	gets(t, source)
 }
 
@@ -359,10 +370,9 @@ func TestAnUplinkGetsABridge(t *testing.T) {
 	}
 	tap, err := bridge.Open(bridge.TapSpec{VM: "vm-abcdefghij", Network: lan, MAC: guestMAC, Segment: bridge.Segment{Bridge: "gw-lan", MTU: 1500}})
 	must(t, err)
+	carries(t, "eth1", "far1")
 	must(t, bridge.Arrive(bridge.Card{VM: "vm-abcdefghij", MAC: guestMAC}))
-	if at := where(t, "foreign", guestMAC); at != "far1" {
-		t.Errorf("the switch has the guest on %q", at)
-	}
+	learned(t, "foreign", "far1")
 	must(t, bridge.Sweep(owner, []bridge.Network{n}))
 	must(t, bridge.Sweep(owner, nil))
 	get(t, "gw-lan") // under a VM
