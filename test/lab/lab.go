@@ -85,6 +85,7 @@ type Host struct {
 	mu         sync.Mutex
 	cmd        *exec.Cmd
 	ended      chan struct{}
+	dark       bool // its power is off, and its kernel with it: it is cut off until Start
 }
 
 // Start makes a cluster and returns when every host answers. On an error nothing is left.
@@ -270,6 +271,12 @@ func (h *Host) Start() error {
 	defer h.mu.Unlock()
 	if h.cmd != nil {
 		return fmt.Errorf("%s runs already", h.Name)
+	}
+	if h.dark {
+		if err := h.Cut(false, false); err != nil {
+			return err
+		}
+		h.dark = false
 	}
 	log := h.cluster.options.Log
 	if log == nil {

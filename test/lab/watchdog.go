@@ -165,14 +165,16 @@ func (h *Host) fires() {
 }
 
 // PullPlug ends everything that runs on the host at once, as a machine that loses its power would; with Options.Cables not even the kernel tells
-// the others that connections are over. It can be started again with Up.
-func (h *Host) PullPlug() (err error) {
+// the others that connections are over, or that nobody listens any more. It can be started again with Up.
+func (h *Host) PullPlug() error {
 	h.fires()
 	if h.namespace != nil {
 		if err := h.Cut(true, true); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, h.Cut(false, false)) }()
+		h.mu.Lock()
+		h.dark = true
+		h.mu.Unlock()
 	}
 	if h.dog != nil {
 		// A machine without power has no watchdog that counts.
