@@ -50,7 +50,8 @@ type Options struct {
 	Init   []string  // more flags for godwit init
 	// Watchdog gives each host a watchdog of its own outside of it, which ends all of its processes when it was not fed (watchdog.go).
 	Watchdog bool
-	// Fires is called when a host's machine is reset by its watchdog or loses its power, before its processes are dead.
+	// Fires is called when a host's machine is reset by its watchdog or loses its power. Of a watchdog's reset some of its processes may be dead
+	// already, as the watchdog waits for nobody.
 	Fires func(host *Host)
 	// Storage returns the folder by which a host has the shared datastore, when it is not the plain one; what it mounts there is unmounted by Close.
 	Storage func(c *Cluster, host *Host) (string, error)

@@ -109,9 +109,34 @@ func (m *Mount) Set(t Trouble) {
 	m.oracle.Note(m.Host, "storage is "+string(t)) // what is under way holds the oracle's lock: nothing of it is done after this
 }
 
+// Heal takes the mount out of trouble, unless its host was reset meanwhile: a machine that is off hears nothing until it boots.
+func (m *Mount) Heal() {
+	m.mu.Lock()
+	gone := m.trouble == Gone
+	if !gone {
+		m.change(Fine)
+	}
+	m.mu.Unlock()
+	if !gone {
+		m.oracle.Note(m.Host, "storage is "+string(Fine))
+	}
+}
+
 func (m *Mount) set(t Trouble) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.change(t)
+}
+
+// refuses says whether nothing of the host gets to the disk, whatever was let through before.
+func (m *Mount) refuses() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.trouble == Gone || m.trouble == Failing
+}
+
+// change is set; m.mu is held.
+func (m *Mount) change(t Trouble) {
 	was := m.trouble
 	m.trouble = t
 	close(m.changed)

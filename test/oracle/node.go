@@ -46,6 +46,10 @@ func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	o := n.mount.oracle
 	o.mu.Lock()
+	if n.mount.refuses() { // since it passed the gate
+		o.mu.Unlock()
+		return nil, nil, 0, syscall.EIO
+	}
 	inode, plain, _, errno := n.LoopbackNode.Create(ctx, name, flags&^syscall.O_DIRECT, mode, out)
 	if errno == 0 {
 		n.mount.record(filepath.Join(n.where(), name))
@@ -68,6 +72,9 @@ func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, o
 	o := n.mount.oracle
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if n.mount.refuses() { // since it passed the gate
+		return nil, syscall.EIO
+	}
 	inode, errno := n.LoopbackNode.Link(ctx, target, name, out)
 	if errno == 0 {
 		n.mount.record(filepath.Join(n.where(), name))

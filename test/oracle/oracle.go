@@ -14,8 +14,7 @@ import (
 
 // Options say what storage is wanted.
 type Options struct {
-	// LockLife is how long the locks of a host that is cut off or was reset stay; 0: for ever when it is cut off, and no longer than
-	// its processes when it was reset.
+	// LockLife is how long the locks of a host that is cut off or was reset stay; 0: as long as its processes have the files open.
 	LockLife time.Duration
 	// LostLocksPass lets a host write on with files whose locks it has lost; otherwise that is EIO.
 	LostLocksPass bool

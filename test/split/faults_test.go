@@ -137,12 +137,7 @@ func storage(t oracle.Trouble) func(context.Context, *world, *lab.Host) (func() 
 	return func(_ context.Context, w *world, h *lab.Host) (func() error, error) {
 		m := w.mount(h)
 		m.Set(t)
-		return func() error {
-			if m.Now() != oracle.Gone { // else its machine is off
-				m.Set(oracle.Fine)
-			}
-			return nil
-		}, nil
+		return func() error { m.Heal(); return nil }, nil
 	}
 }
 
@@ -173,12 +168,7 @@ func isolated(t oracle.Trouble) func(context.Context, *world, *lab.Host) (func()
 	return func(_ context.Context, w *world, h *lab.Host) (func() error, error) {
 		m := w.mount(h)
 		m.Set(t)
-		return func() error {
-			if m.Now() != oracle.Gone { // else its machine is off
-				m.Set(oracle.Fine)
-			}
-			return h.Cut(false, false)
-		}, h.Cut(true, true)
+		return func() error { m.Heal(); return h.Cut(false, false) }, h.Cut(true, true)
 	}
 }
 
