@@ -37,10 +37,11 @@ func TestHostDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := lab.Until(t.Context(), stepMax, func() error {
-		if h, err := f.store.Leader(t.Context()); err != nil || string(h) == lost.Name {
-			return fmt.Errorf("%q leads: %w", h, err)
+		h, err := f.store.Leader(t.Context())
+		if err == nil && string(h) == lost.Name {
+			err = fmt.Errorf("%q leads", h)
 		}
-		return nil
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -128,13 +129,16 @@ func (f *failing) leader(t *testing.T) *lab.Host {
 	var found *lab.Host
 	if err := lab.Until(t.Context(), stepMax, func() error {
 		leader, err := f.store.Leader(t.Context())
+		if err != nil {
+			return err
+		}
 		for _, h := range f.Hosts {
-			if err == nil && string(leader) == h.Name {
+			if string(leader) == h.Name {
 				found = h
 				return nil
 			}
 		}
-		return fmt.Errorf("%q leads: %w", leader, err)
+		return fmt.Errorf("%q leads", leader)
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -194,6 +198,15 @@ func (f *failing) restarted(t *testing.T, before *godwitv1.VM, lost *lab.Host) (
 		t.Fatal(err)
 	}
 	f.runs(t, at)
+	var all []string
+	for _, h := range f.Hosts {
+		for range h.QEMUs(before.GetId()) {
+			all = append(all, h.Name)
+		}
+	}
+	if len(all) != 1 || all[0] != at.Name {
+		t.Errorf("it runs on %s and has QEMUs on %v", at.Name, all)
+	}
 	vm, err := at.VM(step(t), "web")
 	if err != nil {
 		t.Fatal(err)

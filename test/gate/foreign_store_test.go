@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -78,7 +77,7 @@ func TestAForeignStore(t *testing.T) {
 	}
 	// A second cluster does not take the first one's place.
 	other := append([]string{"init", "--name", "host-9", "--address", "127.0.0.99", "--data", filepath.Join(t.TempDir(), "data")}, access...)
-	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), commandLine, other...).CombinedOutput()
+	out, err := exec.CommandContext(step(t), commandLine, other...).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "that etcd holds cluster godwit already") {
 		t.Errorf("%v: %s", err, out)
 	}
