@@ -194,6 +194,7 @@ type fleet struct {
 	proxy   *countingProxy
 	hosts   []*simHost
 	id      *peer.Identity
+	came    chan struct{} // closed when all are there
 	churn   atomic.Bool
 	sent    atomic.Int64
 	missed  atomic.Int64
@@ -230,21 +231,27 @@ func newFleet(ctx context.Context, h *lab.Host, n int) (*fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{proxy: proxy, id: id, latency: make(chan float64, 1<<20)}
+	f := &fleet{proxy: proxy, id: id, came: make(chan struct{}), latency: make(chan float64, 1<<20)}
 	for i := range n {
 		f.hosts = append(f.hosts, &simHost{id: inventory.HostID(fmt.Sprintf("sim-%04d", i))})
 	}
 	return f, nil
 }
 
-// up brings all hosts into the cluster and then begins their lives, which end with ctx: a cluster of a thousand hosts grew over months, and
-// its hosts did not all watch each other come.
+// up brings all hosts into the cluster. Each renews from its first moment, or the leader would fence it before the last one has come; they begin to
+// watch when all are there: a cluster of a thousand hosts grew over months, and its hosts did not all watch each other come. Their lives end
+// with ctx.
 func (f *fleet) up(ctx context.Context, lives *errgroup.Group) error {
 	coming, within := errgroup.WithContext(ctx)
 	coming.SetLimit(scaleAtOnce)
 	for _, h := range f.hosts {
 		coming.Go(func() error {
-			if err := h.join(within, f); err != nil {
+			err := h.begin(within, f)
+			if err == nil {
+				lives.Go(func() error { return h.live(ctx, f) })
+				err = h.join(within)
+			}
+			if err != nil {
 				return fmt.Errorf("%s: %w", h.id, err)
 			}
 			return nil
@@ -253,14 +260,12 @@ func (f *fleet) up(ctx context.Context, lives *errgroup.Group) error {
 	if err := coming.Wait(); err != nil {
 		return err
 	}
-	for _, h := range f.hosts {
-		lives.Go(func() error { h.live(ctx, f); return nil })
-	}
+	close(f.came)
 	return nil
 }
 
-// join writes down the host and its VMs.
-func (h *simHost) join(ctx context.Context, f *fleet) (err error) {
+// begin begins the host's epoch, with its first renewal.
+func (h *simHost) begin(ctx context.Context, f *fleet) (err error) {
 	if h.store, err = store.Open(ctx, store.Config{Endpoints: []string{"https://" + f.proxy.address}, TLS: f.id.StoreTLS()}); err != nil {
 		return err
 	}
@@ -269,9 +274,11 @@ func (h *simHost) join(ctx context.Context, f *fleet) (err error) {
 		return err
 	}
 	h.writer = h.store.As(h.id, epoch.Epoch)
-	if err := h.writer.Renew(ctx, authority.Default().Lease, inventory.FencedByWatchdog); err != nil {
-		return err
-	}
+	return h.writer.Renew(ctx, authority.Default().Lease, inventory.FencedByWatchdog)
+}
+
+// join writes down the host and its VMs.
+func (h *simHost) join(ctx context.Context) error {
 	if err := h.writer.PutHostSpec(ctx, inventory.HostSpec{
 		Address: "192.0.2.1:7443", Trunk: "192.0.2.1:7444", Version: "sim", CPUs: scaleHostCPUs, Memory: scaleHostRAM, NetworkAll: true,
 		Datastores: []inventory.DatastoreMount{{ID: "ds-sim", Name: "shared", Path: "/mnt/shared", Shared: true}},
@@ -295,15 +302,21 @@ func (h *simHost) join(ctx context.Context, f *fleet) (err error) {
 	return nil
 }
 
-// live renews and watches as an agent does, until ctx ends.
-func (h *simHost) live(ctx context.Context, f *fleet) {
+// live renews and watches as an agent does, until ctx ends. The end of its epoch is an error: what is measured then is a cluster that recovers.
+func (h *simHost) live(ctx context.Context, f *fleet) error {
 	settings := authority.Default()
+	ctx, stop := context.WithCancel(ctx)
 	var watches errgroup.Group
 	begin := rand.N(scaleSpread) //nolint:gosec // no secret
 	for _, kind := range []store.Kind{store.VMs, store.Hosts, store.Networks, store.Migrations} {
 		watches.Go(func() error {
+			select {
+			case <-f.came:
+			case <-ctx.Done():
+				return nil // it ended before its watches began
+			}
 			if err := wait(ctx, begin); err != nil {
-				return nil //nolint:nilerr // it ended before its watches began
+				return nil //nolint:nilerr // likewise
 			}
 			for range h.store.Watch(ctx, kind) {
 				continue // an agent would read the object if it is its own
@@ -311,13 +324,13 @@ func (h *simHost) live(ctx context.Context, f *fleet) {
 			return nil
 		})
 	}
-	defer func() { _ = watches.Wait() }()               // they return nil
+	defer func() { stop(); _ = watches.Wait() }()       // they return nil
 	next := time.Now().Add(rand.N(settings.RenewEvery)) //nolint:gosec // no secret
 	status := rand.N(10 * time.Second)                  //nolint:gosec // likewise
 	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(time.Until(next)):
 		}
 		next = next.Add(settings.RenewEvery)
@@ -326,7 +339,15 @@ func (h *simHost) live(ctx context.Context, f *fleet) {
 		err := h.writer.Renew(within, settings.Lease, inventory.FencedByWatchdog)
 		done()
 		if ctx.Err() != nil {
-			return
+			return nil
+		}
+		if errors.Is(err, store.ErrEpochOver) {
+			return fmt.Errorf("%s was fenced while it renewed: %w", h.id, err)
+		}
+		select {
+		case <-f.came:
+		default:
+			continue // what is counted begins when all are there
 		}
 		f.sent.Add(1)
 		if err != nil {
