@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -67,12 +69,15 @@ func (c *hostConfig) found(identity func() error) (err error) {
 		return err
 	}
 	_, statErr := os.Stat(c.dir)
+	_, pkiErr := os.Lstat(c.pki())
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return fault.New(fault.NoResources, "data folder: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			_ = os.RemoveAll(c.pki()) // the error that is returned is the one to tell
+			if errors.Is(pkiErr, fs.ErrNotExist) { // one that was there is another cluster's identity, perhaps
+				_ = os.RemoveAll(c.pki()) // the error that is returned is the one to tell
+			}
 			if statErr != nil {
 				_ = os.Remove(c.dir)
 			}
