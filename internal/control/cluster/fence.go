@@ -157,7 +157,9 @@ func (w *watcher) say(ctx context.Context, host inventory.HostID, now inventory.
 		}
 	}
 	err := w.term.PutStanding(ctx, host, func(s *inventory.HostStanding) error {
-		*s = now
+		if s.State != now.State || s.Why != now.Why { // the answer to the same words may have been lost
+			*s = now
+		}
 		return nil
 	}, events...)
 	if err == nil {

@@ -220,8 +220,8 @@ func (t *Term) PutPlace(ctx context.Context, id inventory.VMID, change func(*inv
 	return err
 }
 
-// PutStanding writes what the leader says of a host that is a member, and the events in the same transaction. Without events nothing is
-// written when it says so already.
+// PutStanding writes what the leader says of a host that is a member, and the events in the same transaction. Nothing is written when it
+// says so already: it may be repeated after a lost answer, and is told once.
 func (t *Term) PutStanding(ctx context.Context, host inventory.HostID, change func(*inventory.HostStanding) error, events ...inventory.Event) error {
 	ops, err := putEvents(events)
 	if err != nil {
@@ -235,6 +235,7 @@ func (t *Term) PutStanding(ctx context.Context, host inventory.HostID, change fu
 	}
 	if len(ops) > 0 {
 		e.with = func(inventory.HostStanding) ([]clientv3.Cmp, []clientv3.Op) { return nil, ops }
+		e.changed = true
 	}
 	_, err = apply(ctx, t.w, e)
 	return err

@@ -18,12 +18,13 @@ type edit[T any] struct {
 	missing error                                         // returned when the record is not there; nil: it is made
 	change  func(*T) error                                // its error ends the edit and is returned as it is
 	with    func(T) ([]clientv3.Cmp, []clientv3.Op)       // more to compare and do in the same transaction; may be nil
+	changed bool                                          // with is for a change only: without one nothing is written
 	refused func(context.Context) error                   // asked when the transaction failed: nil means try again; may be nil
 	before  func(context.Context) ([]clientv3.Cmp, error) // asked before each attempt; may be nil
 }
 
 // apply reads the record, changes it and writes it back if nobody wrote it in between, else starts over, at most
-// attemptsMax times. A change that changes nothing is not written. It returns what the store holds now.
+// attemptsMax times. A change that changes nothing is not written, unless more goes with it. It returns what the store holds now.
 func apply[T any](ctx context.Context, w *Writer, e edit[T]) (T, error) {
 	var zero T
 	for range attemptsMax {
@@ -47,7 +48,7 @@ func apply[T any](ctx context.Context, w *Writer, e edit[T]) (T, error) {
 		if err := e.change(&value); err != nil {
 			return zero, err
 		}
-		if revision != 0 && e.with == nil && proto.Equal(e.codec.to(old.value), e.codec.to(value)) {
+		if revision != 0 && (e.with == nil || e.changed) && proto.Equal(e.codec.to(old.value), e.codec.to(value)) {
 			return value, nil
 		}
 		text, err := e.codec.repack(old, value)

@@ -126,3 +126,16 @@ func TestIntercept(t *testing.T) {
 		}
 	}
 }
+
+// A leader whose commit was done but not answered says it again, and it is told once.
+func TestAStandingIsToldOnce(t *testing.T) {
+	s, w := start(t)
+	term := lead(t, s, w)
+	for _, id := range []inventory.EventID{"ev-1", "ev-2"} {
+		must(t, term.PutStanding(t.Context(), "host-1", func(h *inventory.HostStanding) error { h.State = "silent"; return nil },
+			inventory.Event{ID: id, Kind: "host.silent", Object: "host-1"}))
+	}
+	if events, err := s.Events(t.Context()); err != nil || len(events) != 1 {
+		t.Errorf("told %v (%v)", events, err)
+	}
+}

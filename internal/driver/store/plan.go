@@ -131,11 +131,13 @@ func (t *Term) ForgetPlans(ctx context.Context, now time.Time) error {
 		if i < PlansKept && now.Sub(p.Ended) <= PlanAgeMax {
 			continue
 		}
-		_, revision, err := load(ctx, t.w.s, keyPlan(p.ID), plans)
+		now, revision, err := load(ctx, t.w.s, keyPlan(p.ID), plans)
 		if err != nil {
 			return err
 		}
-		// One that was asked for again since is left alone.
+		if revision == 0 || !now.value.State.Final() {
+			continue // it was asked for again since
+		}
 		if _, err := t.w.commit(ctx, []clientv3.Cmp{unchanged(keyPlan(p.ID), revision)}, clientv3.OpDelete(keyPlan(p.ID))); err != nil {
 			return err
 		}
