@@ -18,7 +18,6 @@ import (
 
 // candidates says of each host that is up, stays, and runs VMs at all what stands against it as the VM's new host. For a VM that stays off its memory does not count.
 func (p *pass) candidates(vm inventory.VM, off bool) []ha.Candidate {
-	p.granted = slices.DeleteFunc(p.granted, func(g grant) bool { return time.Since(g.at) > grantCounts })
 	var all []ha.Candidate
 	for _, h := range p.hosts {
 		if p.life(h.ID) != ha.Living || p.leaving[h.ID] || h.Spec.Witness {

@@ -43,7 +43,9 @@ func (m *Members) Name() string { return "members" }
 
 // Run implements Loop.
 func (m *Members) Run(ctx context.Context, term *store.Term) error {
-	m.silent = map[string]time.Time{}
+	if m.silent == nil { // a run that begins again goes on counting
+		m.silent = map[string]time.Time{}
+	}
 	tick := time.NewTicker(membersEvery)
 	defer tick.Stop()
 	for {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/store"
@@ -104,6 +105,7 @@ type grant struct {
 // run looks at every VM once. It reports whether something waits for what no change of a host will tell; a VM that was given away a moment ago does,
 // as its new host may give it up.
 func (p *pass) run(ctx context.Context) (waits bool, err error) {
+	p.granted = slices.DeleteFunc(p.granted, func(g grant) bool { return time.Since(g.at) > grantCounts })
 	s := p.term.Store()
 	renewals, err := s.Renewals(ctx)
 	if err != nil {
