@@ -18,6 +18,7 @@ type edit[T any] struct {
 	missing error                                         // returned when the record is not there; nil: it is made
 	change  func(*T) error                                // its error ends the edit and is returned as it is
 	with    func(T) ([]clientv3.Cmp, []clientv3.Op)       // more to compare and do in the same transaction; may be nil
+	adds    bool                                          // it is refused while the store is almost full (Writer.add)
 	changed bool                                          // with is for a change only: without one nothing is written
 	refused func(context.Context) error                   // asked when the transaction failed: nil means try again; may be nil
 	before  func(context.Context) ([]clientv3.Cmp, error) // asked before each attempt; may be nil
@@ -61,7 +62,7 @@ func apply[T any](ctx context.Context, w *Writer, e edit[T]) (T, error) {
 			moreCmps, moreOps := e.with(value)
 			cmps, ops = append(cmps, moreCmps...), append(ops, moreOps...)
 		}
-		done, err := w.commit(ctx, cmps, ops...)
+		done, err := w.transact(ctx, e.adds, cmps, ops)
 		if err != nil {
 			return zero, err
 		}

@@ -178,7 +178,7 @@ func (w *Writer) CreateNetwork(ctx context.Context, n inventory.Network) error {
 	if err != nil {
 		return fault.Wrap("create", "network "+string(n.ID), err)
 	}
-	done, err := w.commit(ctx, []clientv3.Cmp{absent(keyNetwork(n.ID))}, clientv3.OpPut(keyNetwork(n.ID), value))
+	done, err := w.add(ctx, []clientv3.Cmp{absent(keyNetwork(n.ID))}, clientv3.OpPut(keyNetwork(n.ID), value))
 	if err != nil {
 		return fault.Wrap("create", "network "+string(n.ID), err)
 	}

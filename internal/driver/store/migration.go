@@ -116,7 +116,7 @@ func (w *Writer) CreateMigration(ctx context.Context, m inventory.Migration) err
 	vmKey, activeKey := keyVM(m.Spec.VM, partSpec), keyVM(m.Spec.VM, partMigration)
 	specKey := keyMigration(m.ID, partSpec)
 	for range attemptsMax {
-		done, err := w.commit(ctx,
+		done, err := w.add(ctx,
 			[]clientv3.Cmp{exists(vmKey), absent(activeKey), absent(specKey)},
 			clientv3.OpPut(specKey, spec), clientv3.OpPut(keyMigration(m.ID, partStatus), status), clientv3.OpPut(activeKey, pointer))
 		if err != nil {

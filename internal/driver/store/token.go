@@ -67,7 +67,7 @@ func (w *Writer) CreateToken(ctx context.Context, t Token) error {
 	if err != nil {
 		return fault.Wrap("create", "token", err)
 	}
-	done, err := w.commit(ctx, []clientv3.Cmp{absent(keyToken(t.ID))}, clientv3.OpPut(keyToken(t.ID), value))
+	done, err := w.add(ctx, []clientv3.Cmp{absent(keyToken(t.ID))}, clientv3.OpPut(keyToken(t.ID), value))
 	if err != nil {
 		return fault.Wrap("create", "token", err)
 	}
@@ -135,6 +135,7 @@ func (w *Writer) UseToken(ctx context.Context, id string, secretHash []byte, j J
 		key:     keyToken(id),
 		codec:   tokens,
 		missing: unknown,
+		adds:    true,
 		before: func(ctx context.Context) ([]clientv3.Cmp, error) {
 			return []clientv3.Cmp{absent(epochKey)}, nil
 		},

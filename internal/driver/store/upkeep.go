@@ -266,26 +266,6 @@ func (t *Term) SetFull(ctx context.Context, why string) error {
 	return err
 }
 
-// adds reports whether the operations add what somebody asked for: a VM or more of it, a network, a token, a host, a migration. All else
-// must go on when the store is almost full: it is small, bounded, or makes room.
-func adds(ops []clientv3.Op) bool {
-	for _, op := range ops {
-		if !op.IsPut() {
-			continue
-		}
-		key := string(op.KeyBytes())
-		for _, root := range []string{rootVMName, rootMAC, rootNetwork, rootToken} {
-			if strings.HasPrefix(key, root) {
-				return true
-			}
-		}
-		if _, part := split(rootVM, key); strings.HasPrefix(key, rootVM) && (part == partSpec || part == partMigration) {
-			return true
-		}
-	}
-	return false
-}
-
 // refusal reads why additions are refused.
 func refusal(value []byte) error {
 	return fault.New(fault.NoResources, "the store is almost full (%s), so nothing new is taken: remove VMs that are not needed, and see godwit cluster info", value)

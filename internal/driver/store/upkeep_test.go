@@ -107,7 +107,12 @@ func TestAnAlmostFullStoreTakesNothingNew(t *testing.T) {
 	s, w := start(t)
 	ctx := t.Context()
 	vm := inventory.VM{ID: "vm-a", Spec: inventory.VMSpec{Name: "web-1"}, Run: inventory.VMRun{Owner: "host-1"}}
-	must(t, w.CreateVM(ctx, vm))
+	with := vm
+	with.Spec.NICs = []inventory.NIC{{Network: "old", MAC: "52:54:00:00:00:01"}}
+	must(t, w.CreateVM(ctx, with))
+	must(t, w.CreateNetwork(ctx, inventory.Network{ID: "old", Spec: inventory.NetworkSpec{Gateway: "host-1"}}))
+	must(t, w.CreateToken(ctx, store.Token{ID: "used", SecretHash: []byte("x"), Expires: time.Now().Add(time.Hour)}))
+	must(t, w.UseToken(ctx, "used", []byte("x"), store.Joining{Host: "host-3"}))
 	term, err := s.Lead(ctx, "host-1", w.Epoch())
 	must(t, err)
 	defer term.End()
@@ -135,6 +140,13 @@ func TestAnAlmostFullStoreTakesNothingNew(t *testing.T) {
 	must(t, term.PutPlace(ctx, "vm-a", func(p *inventory.VMPlace) error { return nil }))
 	must(t, note(ctx, w, 1))
 	writer(t, s, "host-2") // a host's agent starts
+	nic := func(n ...inventory.NIC) func(*inventory.VM) error {
+		return func(vm *inventory.VM) error { vm.Spec.NICs = n; return nil }
+	}
+	want(t, fault.NoResources, third(w.UpdateVM(ctx, "vm-a", nil, nic(inventory.NIC{Network: "old", MAC: "52:54:00:00:00:01"}, inventory.NIC{Network: "old", MAC: "52:54:00:00:00:02"}))))
+	must(t, third(w.UpdateVM(ctx, "vm-a", nil, nic())))
+	must(t, w.PutNetwork(ctx, inventory.Network{ID: "old", Spec: inventory.NetworkSpec{Gateway: "host-2"}})) // its gateway's host leaves the cluster
+	must(t, w.ReturnToken(ctx, "used", []byte("x"), store.Joining{Host: "host-3"}))
 	must(t, w.DeleteVM(ctx, "vm-a", nil))
 
 	must(t, term.SetFull(ctx, ""))

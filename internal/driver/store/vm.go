@@ -135,7 +135,7 @@ func (w *Writer) CreateVM(ctx context.Context, vm inventory.VM) error {
 	if err != nil {
 		return fault.Wrap(op, object, err)
 	}
-	done, err := w.commit(ctx,
+	done, err := w.add(ctx,
 		append(free, absent(nameKey), absent(specKey)),
 		append(take, clientv3.OpPut(nameKey, name), clientv3.OpPut(specKey, spec), clientv3.OpPut(keyVM(vm.ID, partRun), run))...)
 	if err != nil {

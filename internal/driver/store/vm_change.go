@@ -73,7 +73,8 @@ func (w *Writer) UpdateVM(ctx context.Context, id inventory.VMID, guards map[inv
 		}
 		guarded, ops = append(guarded, free...), append(ops, take...)
 		cmps := append(guarded, unchanged(specKey, specRevision), unchanged(runKey, runRevision), absent(migrationKey))
-		done, err := w.commit(ctx, cmps, ops...)
+		grown := proto.Size(vmSpecs.to(vm.Spec)) > proto.Size(vmSpecs.to(spec.value)) // a disk or a NIC more; one less makes room
+		done, err := w.transact(ctx, grown, cmps, ops)
 		if err != nil {
 			return inventory.VM{}, err
 		}

@@ -118,8 +118,18 @@ func absent(key string) clientv3.Cmp { return unchanged(key, 0) }
 
 // commit runs a transaction under the writer's epoch. It returns false when one of the caller's comparisons failed, and
 // ErrEpochOver when the epoch did. The epoch is compared by the revision of its key, which is read at the first use and
-// again after a failed comparison. When the store is almost full, what adds to it is fault.NoResources (upkeep.go, adds).
+// again after a failed comparison.
 func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv3.Op) (bool, error) {
+	return w.transact(ctx, false, cmps, ops)
+}
+
+// add is commit for what adds something that somebody asked for: a VM or more of it, a network, a token, a host, a migration. When the store
+// is almost full it is fault.NoResources. All else must go on then: it is small, bounded, or makes room.
+func (w *Writer) add(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv3.Op) (bool, error) {
+	return w.transact(ctx, true, cmps, ops)
+}
+
+func (w *Writer) transact(ctx context.Context, adding bool, cmps []clientv3.Cmp, ops []clientv3.Op) (bool, error) {
 	key := keyHost(w.host, partEpoch)
 	for range attemptsMax {
 		revision, err := w.epochRevision(ctx)
@@ -135,7 +145,6 @@ func (w *Writer) commit(ctx context.Context, cmps []clientv3.Cmp, ops ...clientv
 		if err := w.intercepted(false); err != nil {
 			return false, err
 		}
-		adding := adds(ops)
 		if adding {
 			guarded = append(guarded, absent(keyFull))
 			otherwise = append(otherwise, clientv3.OpGet(keyFull))
