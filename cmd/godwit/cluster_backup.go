@@ -1,13 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,9 +26,10 @@ func newClusterBackup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "backup FILE", Short: "Write the cluster's store to a file", Args: cobra.ExactArgs(1),
 		Long: `Backup writes the whole store as of one moment to a new file: hosts, VMs, networks, migrations, tasks,
-events, tokens (their hashes), and the certificate of the cluster's CA. On the host that holds the CA's private
-key, and for a user who can read it, that key is in the file too; the answer says whether it is. The file has mode 0600
-and a checksum. Whoever has a file with the key can make hosts of the cluster: keep it as you keep that key.
+events, tokens (their hashes), and the certificate of the cluster's CA. On a host, and for a user who can read its
+keys (root), the CA's private key and the secret of the hosts are in the file too; the answer says whether they are.
+The file has mode 0600 and a checksum. Whoever has a file with the key can make hosts of the cluster: keep it as you
+keep that key.
 
 VMs' disks are not in it: they are on the datastores. So are the lock records by which a restored cluster knows
 what has happened since.`,
@@ -47,8 +49,8 @@ what has happened since.`,
 			if err != nil {
 				return err
 			}
-			withKey := ""
-			if withKey, m.CAKey, err = caKey(data); err != nil {
+			withKey, err := keepTrust(cmd.Context(), data, &m)
+			if err != nil {
 				return err
 			}
 			if err := writeNew(args[0], func(to io.Writer) error { return store.WriteBackup(to, m, pieces) }); err != nil {
@@ -62,18 +64,61 @@ what has happened since.`,
 	return cmd
 }
 
-// caKey reads the key of the cluster's CA in PEM where this host and user have it, and says so in words.
-func caKey(data string) (said, key string, err error) {
-	text, err := os.ReadFile(filepath.Join(data, "pki", peer.CAKeyFile))
+// keepTrust puts the key of the cluster's CA and the secret of its hosts into the manifest where this machine and user have them, and says in
+// words whether they do.
+func keepTrust(ctx context.Context, data string, m *store.Manifest) (said string, err error) {
+	c, err := loadConfig(data)
+	if err == nil {
+		err = c.keepTrust(ctx, m)
+	}
 	switch {
 	case err == nil:
-		return "with the private key of its CA", string(text), nil
-	case errors.Is(err, fs.ErrNotExist):
-		return "without the private key of its CA, which another host holds", "", nil
+		return "with the private key of its CA", nil
 	case errors.Is(err, fs.ErrPermission):
-		return "without the private key of its CA, which this user may not read", "", nil
+		return "without the private key of its CA, which this user may not read", nil
+	case fault.Is(err, fault.NotFound):
+		return "without the private key of its CA, which this machine does not have: make a backup on a host of the cluster", nil
 	}
-	return "", "", fault.New(fault.Internal, "key of the ca: %w", err)
+	return "", err
+}
+
+// keepTrust is fault.NotFound on a host that has neither the key of the CA nor the secret that opens the store's.
+func (c *hostConfig) keepTrust(ctx context.Context, m *store.Manifest) error {
+	identity, err := peer.Load(c.pki())
+	if err != nil {
+		return err
+	}
+	if ca, _ := pem.Decode([]byte(m.CA)); ca == nil || !bytes.Equal(ca.Bytes, identity.CA()) {
+		return fault.New(fault.NotFound, "%s is the data folder of a host of another cluster", c.dir)
+	}
+	secret, err := peer.LoadSecret(c.pki())
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	ca, err := peer.LoadCA(c.pki())
+	if fault.Is(err, fault.NotFound) && len(secret) > 0 {
+		ca, err = c.unsealCA(ctx, identity, secret)
+	}
+	if err != nil {
+		return err
+	}
+	key, err := ca.Key()
+	m.CAKey, m.Secret = string(key), secret
+	return err
+}
+
+// unsealCA opens the store's key of the CA, as the agent does when it signs.
+func (c *hostConfig) unsealCA(ctx context.Context, identity *peer.Identity, secret []byte) (*peer.CA, error) {
+	s, err := c.openStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = s.Close() }() // read only
+	box, err := s.SealedCA(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return identity.UnsealCA(secret, box)
 }
 
 // writeNew writes a file that was not there, readable by nobody else, whole or not at all.

@@ -77,7 +77,7 @@ See docs/cluster.md.`,
 // refound makes this machine the first host of a cluster that was kept in a backup.
 func (f *hostFlags) refound(m store.Manifest) (*hostConfig, error) {
 	if m.CAKey == "" {
-		return nil, fault.New(fault.Incompatible, "this machine is no host, and the backup does not hold the private key of the cluster's CA: restore it on a host of cluster %s, or take a backup of the host that holds the key", m.Cluster)
+		return nil, fault.New(fault.Incompatible, "this machine is no host, and the backup does not hold the private key of the cluster's CA: restore it on a host of cluster %s, or take a backup on a host as root", m.Cluster)
 	}
 	c, err := f.config()
 	if err != nil {
@@ -86,7 +86,7 @@ func (f *hostFlags) refound(m store.Manifest) (*hostConfig, error) {
 	c.Cluster = m.Cluster
 	c.Endpoints = []string{"https://" + net.JoinHostPort(c.Address, portStore)}
 	return c, c.found(func() error {
-		_, err := peer.Found(c.pki(), []byte(m.CA), []byte(m.CAKey), c.Host, []string{c.Address})
+		_, err := peer.Found(c.pki(), peer.Kept{CA: []byte(m.CA), CAKey: []byte(m.CAKey), Secret: m.Secret}, c.Host, []string{c.Address})
 		return err
 	})
 }

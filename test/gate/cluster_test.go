@@ -73,7 +73,7 @@ func TestBackupAndRestore(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 || !strings.Contains(string(said), "with 3 VMs") || !strings.Contains(string(said), "with the private key") {
 		t.Errorf("%v (%v) %s", info, err, said)
 	}
-	if said, err = second.Godwit(step(t), "cluster", "backup", file+"-2", "--data", second.Data); err != nil || !strings.Contains(string(said), "without the private key") {
+	if said, err = second.Godwit(step(t), "cluster", "backup", file+"-2", "--data", second.Data); err != nil || !strings.Contains(string(said), "with the private key") {
 		t.Errorf("%s (%v)", said, err)
 	}
 

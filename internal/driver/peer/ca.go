@@ -24,6 +24,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"io/fs"
 	"math/big"
@@ -119,6 +120,15 @@ func (ca *CA) Save(dir string) error {
 		return err
 	}
 	return writeCertificate(filepath.Join(dir, CACertificateFile), ca.certificate.Raw)
+}
+
+// Key returns the CA's private key in PEM.
+func (ca *CA) Key() ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(ca.key)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "key of the ca: %w", err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 // Cluster returns the name of the cluster.

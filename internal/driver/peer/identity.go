@@ -92,16 +92,21 @@ func Init(dir, cluster string, host inventory.HostID, addresses []string) (*Iden
 	return id, id.SaveRevoked(list)
 }
 
-// Found makes the identity of a cluster's first host in the directory out of a CA that was kept, certificate and key in PEM, as Init does with a
-// new one.
-func Found(dir string, certificate, key []byte, host inventory.HostID, addresses []string) (*Identity, error) {
+// Kept is what a backup keeps of a cluster's trust.
+type Kept struct {
+	CA, CAKey []byte // PEM
+	Secret    []byte // empty: the host that made the backup had none
+}
+
+// Found makes the identity of a cluster's first host in the directory out of a CA and a secret that were kept, as Init does with new ones.
+func Found(dir string, kept Kept, host inventory.HostID, addresses []string) (*Identity, error) {
 	if _, err := os.Lstat(filepath.Join(dir, CACertificateFile)); err == nil {
 		return nil, fault.New(fault.Exists, "%s exists: this host belongs to a cluster already", filepath.Join(dir, CACertificateFile))
 	}
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
-	for name, text := range map[string][]byte{CACertificateFile: certificate, CAKeyFile: key} {
+	for name, text := range map[string][]byte{CACertificateFile: kept.CA, CAKeyFile: kept.CAKey} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
 			return nil, fault.New(fault.NoResources, "identity of this host: %w", err)
 		}
@@ -121,7 +126,20 @@ func Found(dir string, certificate, key []byte, host inventory.HostID, addresses
 	if err := ca.Save(dir); err != nil { // synced, and with its modes
 		return nil, err
 	}
-	return request.Save(dir, ca.Certificate(), signed)
+	if len(kept.Secret) > 0 {
+		if err := SaveSecret(dir, kept.Secret); err != nil {
+			return nil, err
+		}
+	}
+	id, err := request.Save(dir, ca.Certificate(), signed)
+	if err != nil {
+		return nil, err
+	}
+	list, err := ca.Revoke(nil) // the store has a newer one, if any was revoked
+	if err != nil {
+		return nil, err
+	}
+	return id, id.SaveRevoked(list)
 }
 
 // Request is a new host's key, before the cluster has signed it.

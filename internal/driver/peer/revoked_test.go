@@ -1,6 +1,7 @@
 package peer_test
 
 import (
+	"encoding/pem"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -119,4 +120,30 @@ func TestTheKeyOfTheCAIsSealed(t *testing.T) {
 	want(t, fault.Denied, errOf(newCluster(t, "alps").first.UnsealCA(secret, box))) // of another CA with the same secret
 	want(t, fault.Invalid, errOf(id.UnsealCA(secret[1:], box)))
 	want(t, fault.NotFound, errOf(peer.LoadSecret(t.TempDir())))
+}
+
+// The machine is lost on which the cluster was made: another one is its first host, out of what a backup kept.
+func TestAFirstHostOutOfWhatWasKept(t *testing.T) {
+	dir, next := t.TempDir(), filepath.Join(t.TempDir(), "pki")
+	_, err := peer.Init(dir, "alps", "host-1", []string{"127.0.0.1"})
+	must(t, err)
+	ca, err := peer.LoadCA(dir)
+	must(t, err)
+	secret, err := peer.LoadSecret(dir)
+	must(t, err)
+	sealed, err := ca.Seal(secret)
+	must(t, err)
+	key, err := ca.Key()
+	must(t, err)
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate()})
+	id, err := peer.Found(next, peer.Kept{CA: certificate, CAKey: key, Secret: secret}, "host-9", []string{"127.0.0.1"})
+	must(t, err)
+	again, err := peer.LoadSecret(next)
+	must(t, err)
+	must(t, errOf(id.UnsealCA(again, sealed)))
+	must(t, errOf(peer.LoadCA(next)))
+	if id.Revoked() == nil {
+		t.Error("it has no list of revoked certificates to begin with")
+	}
+	want(t, fault.Exists, errOf(peer.Found(next, peer.Kept{CA: certificate, CAKey: key}, "host-9", nil)))
 }

@@ -22,7 +22,7 @@ import (
 //	etcd's snapshot of one member, whole
 //	SHA-256 of all of the above, 32 bytes
 //
-// The checksum finds damage; it does not prove who made the file. Whoever can read it has what the manifest's CAKey says, and whoever can
+// The checksum finds damage; it does not prove who made the file. Whoever can read it has what the manifest's CAKey and Secret say, and whoever can
 // change it changes the cluster that is restored from it.
 const (
 	backupMagic     = "godwit-backup 1\n"
@@ -43,6 +43,7 @@ type Manifest struct {
 	VMs      int              `json:"vms"`
 	CA       string           `json:"ca"`               // the cluster's certificate, PEM
 	CAKey    string           `json:"ca_key,omitempty"` // its private key, PEM; empty: the host did not hold it
+	Secret   []byte           `json:"secret,omitempty"` // that all hosts have; with CAKey
 }
 
 // Snapshot is one member's data as of one moment.
