@@ -84,7 +84,7 @@ func (f *hostFlags) refound(m store.Manifest) (*hostConfig, error) {
 		return nil, err
 	}
 	c.Cluster = m.Cluster
-	c.Endpoints = []string{"https://" + net.JoinHostPort(c.Address, portStore)}
+	c.Endpoints = []string{c.storeClient()}
 	return c, c.found(func() error {
 		_, err := peer.Found(c.pki(), peer.Kept{CA: []byte(m.CA), CAKey: []byte(m.CAKey), Secret: m.Secret}, c.Host, []string{c.Address})
 		return err
@@ -93,6 +93,9 @@ func (f *hostFlags) refound(m store.Manifest) (*hostConfig, error) {
 
 // restore replaces the host's store. It returns where the former one is kept; empty: there was none.
 func (c *hostConfig) restore(ctx context.Context, b *store.Backup) (done store.Restored, kept string, err error) {
+	if c.Foreign {
+		return done, "", fault.New(fault.Conflict, "the store of cluster %s is not Godwit's own: restore it with its own tools", c.Cluster)
+	}
 	held, err := datadir.Open(c.dir)
 	if err != nil {
 		return done, "", err
@@ -119,17 +122,18 @@ func (c *hostConfig) restore(ctx context.Context, b *store.Backup) (done store.R
 	}
 	done, err = store.Restore(ctx, store.RestoreConfig{Backup: b, TLS: identity.StoreTLS(), Server: store.ServerConfig{
 		Name: string(c.Host), Dir: dir,
-		ClientURL: "https://" + net.JoinHostPort(c.Address, portStore), PeerURL: "https://" + net.JoinHostPort(c.Address, portStorePeer),
+		ClientURL: c.storeClient(), PeerURL: c.storePeer(),
 		CAFile: filepath.Join(c.pki(), peer.CACertificateFile), CertFile: filepath.Join(c.pki(), peer.CertificateFile),
 		KeyFile: filepath.Join(c.pki(), peer.KeyFile),
 	}})
 	if err == nil {
-		c.Member, c.Endpoints = true, []string{"https://" + net.JoinHostPort(c.Address, portStore)}
-		err = c.save()
+		c.Member, c.Endpoints = true, []string{c.storeClient()}
+		if err = c.save(); err != nil {
+			err = errors.Join(err, store.RemoveData(dir)) // what a failed Restore leaves there is not its own
+		}
 	}
 	if err != nil {
 		if kept != "" {
-			_ = os.RemoveAll(dir)
 			err = errors.Join(err, os.Rename(kept, was))
 		}
 		return done, "", err

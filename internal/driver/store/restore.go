@@ -108,6 +108,8 @@ func (c RestoreConfig) amend(ctx context.Context) (done Restored, err error) {
 	}
 	u.Host = net.JoinHostPort(u.Hostname(), "0")
 	conf.ClientURL = u.String()
+	// A store that has grown beyond the usual quota must still take the changes.
+	conf.Quota = max(conf.Quota, quotaBytes, 2*inventory.Bytes(c.Backup.size))
 	ready, ended := make(chan string, 1), make(chan error, 1)
 	conf.Ready = func(endpoint string) { ready <- endpoint }
 	serving, stop := context.WithCancel(ctx)
