@@ -57,7 +57,7 @@ func serveStore(t *testing.T, conf store.ServerConfig) (stop func(), endpoint st
 	}, endpoint
 }
 
-// lead runs the loop as the leader's only one until the test ends, and returns the kinds of the events so far.
+// leadUpkeep runs the loop as the leader's only one until the test ends, and returns the kinds of the events so far.
 func leadUpkeep(t *testing.T, s *store.Store, host inventory.HostID) (w *store.Writer, kinds func() []string) {
 	t.Helper()
 	epoch, _, err := s.NextEpoch(t.Context(), host, "boot")
@@ -93,17 +93,6 @@ func leadUpkeep(t *testing.T, s *store.Store, host inventory.HostID) (w *store.W
 	}
 }
 
-// until asks again until the answer is yes.
-func untilTrue(t *testing.T, what string, yes func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !yes(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s does not come", what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
 func bigVM(i int) inventory.VM {
 	return inventory.VM{
 		ID: inventory.VMID(fmt.Sprintf("vm-%d", i)), Run: inventory.VMRun{Owner: "host-1"},
@@ -122,7 +111,7 @@ func TestUpkeepOfAFillingStore(t *testing.T) {
 	w, kinds := leadUpkeep(t, s, "host-1")
 	made := 0
 	var refused error
-	untilTrue(t, "the refusal", func() bool {
+	until(t, "the refusal", func() bool {
 		if refused = w.CreateVM(ctx, bigVM(made)); refused == nil {
 			made++
 		}
@@ -148,7 +137,7 @@ func TestUpkeepOfAFillingStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	untilTrue(t, "room", func() bool { return slices.Contains(kinds(), "store.room") })
+	until(t, "room", func() bool { return slices.Contains(kinds(), "store.room") })
 	if err := w.CreateVM(ctx, bigVM(made)); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +188,7 @@ func TestUpkeepRescuesAFullStore(t *testing.T) {
 					Host: "host-2", Epoch: epoch.Epoch, Store: s, Log: log, Loops: func(*store.Term) []cluster.Loop { return []cluster.Loop{loop} },
 				})
 			}()
-			untilTrue(t, "a renewal", func() bool { return other.Renew(ctx, 8*time.Second, inventory.FencedByWatchdog) == nil })
+			until(t, "a renewal", func() bool { return other.Renew(ctx, 8*time.Second, inventory.FencedByWatchdog) == nil })
 			t.Logf("host-2 renews again %v after its store was full", time.Since(began))
 			end()
 			if err := <-over; err != nil && running.Err() == nil {
