@@ -194,7 +194,7 @@ func (u *Upkeep) event(ctx context.Context, kind string, severity inventory.Seve
 	}
 }
 
-// rescueWithoutLeader rescues a full store from where nobody leads: without room for the lease of an election no leader is found, and
+// rescueWithoutLeader rescues a full store from where nobody leads: without room for the record of a term nobody can lead, and
 // without a leader there is no upkeep.
 func rescueWithoutLeader(ctx context.Context, s *store.Store, why error, log *slog.Logger) {
 	if !fault.Is(why, fault.NoResources) {

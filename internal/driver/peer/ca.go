@@ -3,7 +3,8 @@
 //
 // # Trust
 //
-// A cluster has one CA, made by the first host at init; its key stays there. A host certificate names its host twice: as
+// A cluster has one CA, made by the first host at init. Its key is there, and in the store, sealed with a secret that all hosts but
+// witnesses have (secret.go): each of them can sign. A host certificate names its host twice: as
 // DNS name, so that ordinary TLS verification checks it, and as URI godwit://CLUSTER/host/ID, which this package reads.
 // Everything is TLS 1.3 with certificates on both sides, except for a host that is joining: it has no certificate yet, and
 // knows the cluster only by the hash of its CA in the token.
@@ -91,7 +92,7 @@ func NewCA(cluster string) (*CA, error) {
 	return &CA{certificate: certificate, key: key, cluster: cluster}, nil
 }
 
-// LoadCA reads the CA of the directory; fault.NotFound on a host that is not the one with the CA's key.
+// LoadCA reads the CA of the directory; fault.NotFound on a host that has no file of the CA's key, and opens the store's instead (UnsealCA).
 func LoadCA(dir string) (*CA, error) {
 	certificate, err := readCertificate(filepath.Join(dir, CACertificateFile))
 	if err != nil {
@@ -100,7 +101,7 @@ func LoadCA(dir string) (*CA, error) {
 	path := filepath.Join(dir, CAKeyFile)
 	key, err := readKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "this host has no key of the cluster's ca (%s): ask the host on which the cluster was made", path)
+		return nil, fault.New(fault.NotFound, "this host has no file of the key of the cluster's ca (%s): ask another host", path)
 	}
 	if err != nil {
 		return nil, err

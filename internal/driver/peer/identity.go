@@ -18,7 +18,7 @@ import (
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
-// The files of an identity, in PEM. Keys have mode 0600. Only the host on which the cluster was made has CAKeyFile.
+// The files of an identity, in PEM. Keys have mode 0600. Only the host on which the cluster was made, or restored, has CAKeyFile.
 const (
 	CACertificateFile = "ca.crt"
 	CAKeyFile         = "ca.key"

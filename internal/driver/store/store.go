@@ -11,6 +11,7 @@
 //	/godwit/cluster                     name of the cluster, written once at init
 //	/godwit/host/H/epoch                starts of the host's agent; exists from the moment the host is a member
 //	/godwit/host/H/spec|status          the host's own agent
+//	/godwit/host/H/standing             the leader: whether it lives, and why not
 //	/godwit/host/H/cert/SERIAL          a certificate of the host, by who signed it and by the host's agent
 //	/godwit/member/H                    the leader: what is planned for the store's member on the host
 //	/godwit/removal/H                   who asked for the host's removal; afterwards the leader
@@ -19,6 +20,7 @@
 //	/godwit/vm/ID/spec                  the user
 //	/godwit/vm/ID/run                   owner or heir, each write compares the revision that was read
 //	/godwit/vm/ID/status                the owning agent
+//	/godwit/vm/ID/place                 the leader: why it is blocked, or was started again
 //	/godwit/vm/ID/migration             id of the one migration of the VM that is not over
 //	/godwit/vm-name/NAME                id of the VM of that name
 //	/godwit/mac/ADDRESS                 id of the VM whose NIC has that MAC address
@@ -32,7 +34,7 @@
 //	/godwit/user-token/ID               an admin; what it opens is not in it
 //	/godwit/request/KEY                 the host that executes the call of that idempotency key
 //	/godwit-alive/H                     the host's own agent, every second
-//	/godwit-leader/...                  etcd's election
+//	/godwit-leader/term|beat            the leader, or who follows it (leader.go)
 //	/godwit-full                        the leader, while nothing new is taken (upkeep.go)
 //	/godwit/plan/KIND:OBJECT            who asked, once; then the leader
 //
