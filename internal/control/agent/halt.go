@@ -32,6 +32,8 @@ const (
 	haltsMax = 128
 	// haltAgain is the pause before those are tried again that did not follow. A frozen QEMU thaws within it.
 	haltAgain = 200 * time.Millisecond
+	// pauseMax bounds a pause that somebody wants. QEMU flushes the disks before it answers.
+	pauseMax = 10 * time.Second
 )
 
 // haltedDetail is what the status of a VM says that stands for want of authority.
@@ -68,9 +70,13 @@ func (v *vm) mayRun() error {
 
 // letRun lets the vCPUs of the VM's QEMU run, after a last look at the authority, and after the warden was told.
 func (v *vm) letRun(ctx context.Context, p *qemu.Process) error {
-	c := &v.vcpus
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	v.vcpus.mu.Lock()
+	defer v.vcpus.mu.Unlock()
+	return v.letRunHeld(ctx, p)
+}
+
+// letRunHeld is letRun for who holds vcpus.mu.
+func (v *vm) letRunHeld(ctx context.Context, p *qemu.Process) error {
 	if err := v.mayRun(); err != nil {
 		return err
 	}
@@ -89,16 +95,42 @@ func (v *vm) letRun(ctx context.Context, p *qemu.Process) error {
 	return nil
 }
 
-// pause stops the vCPUs because somebody wants that: they stand until somebody wants them to run.
+// pause stops the vCPUs because somebody wants that: they stand until somebody wants them to run. A QEMU that hangs is asked again and again, since
+// nobody may hold the lock for longer than haltMax.
 func (v *vm) pause(ctx context.Context) error {
-	c := &v.vcpus
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := v.process.QMP().Stop(ctx); err != nil {
+	within, done := context.WithTimeout(ctx, pauseMax)
+	defer done()
+	for {
+		err := v.pauseOnce(within)
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) || within.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (v *vm) pauseOnce(ctx context.Context) error {
+	v.vcpus.mu.Lock()
+	defer v.vcpus.mu.Unlock()
+	within, done := context.WithTimeout(ctx, haltMax)
+	defer done()
+	conn := v.process.QMP()
+	if conn == nil {
+		return fault.New(fault.Unavailable, "its monitor does not answer")
+	}
+	if err := conn.Stop(within); err != nil {
 		return err
 	}
+	status, err := conn.Status(within)
+	if err != nil {
+		return err
+	}
+	if status.Running {
+		return fault.New(fault.Unavailable, "QEMU has taken the stop, and its vCPUs run: try again")
+	}
 	v.setHalted(ctx, false)
-	v.noteStands(ctx)
+	if stands(status) {
+		v.noteStands(ctx)
+	}
 	return nil
 }
 
@@ -235,13 +267,13 @@ func mayMove(s qmp.Status) bool { return s.Running || s.State == qmp.StateSuspen
 // stands reports whether vCPUs stand until somebody says cont. In the last phase of a copy that fails QEMU lets them run again by itself.
 func stands(s qmp.Status) bool { return !mayMove(s) && s.State != qmp.StateFinishMigrate }
 
-// runOn lets the VM run on if it stands for want of authority, and reports whether there is nothing left to do.
+// runOn lets the VM run on if it stands for want of authority, and reports whether there is nothing left to do. The look and what follows are one: a
+// pause that somebody wants may come at any time.
 func (v *vm) runOn(ctx context.Context) bool {
-	if !v.wasHalted() {
-		return true
-	}
+	v.vcpus.mu.Lock()
+	defer v.vcpus.mu.Unlock()
 	p := v.qemu()
-	if p == nil {
+	if !v.vcpus.halted || p == nil {
 		return true
 	}
 	within, done := context.WithTimeout(ctx, haltMax)
@@ -251,17 +283,14 @@ func (v *vm) runOn(ctx context.Context) bool {
 	case err != nil:
 		return false // frozen still
 	case status.State == qmp.StatePaused:
-		if err := v.letRun(ctx, p); err != nil {
+		if err := v.letRunHeld(ctx, p); err != nil {
 			v.log.LogAttrs(ctx, slog.LevelDebug, "does not run on yet", slog.Any("err", err))
 			return false
 		}
 		v.log.LogAttrs(ctx, slog.LevelInfo, "runs on")
 		return true
 	}
-	// It was moved, or ended, or met an error: its own rules decide.
-	v.vcpus.mu.Lock()
-	v.setHalted(ctx, false)
-	v.vcpus.mu.Unlock()
+	v.setHalted(ctx, false) // it was moved, or ended, or met an error: its own rules decide
 	return true
 }
 
@@ -358,12 +387,15 @@ func (v *vm) takeIn(ctx context.Context, p *qemu.Process) {
 	if p == nil {
 		return
 	}
-	within, done := context.WithTimeout(ctx, adoptMax)
-	defer done()
-	status, err := statusOf(within, p)
+	slow, done := context.WithTimeout(ctx, adoptMax)
+	_, _ = statusOf(slow, p) // until it answers at all; what counts is what it says below, with the lock held
+	done()
 	v.vcpus.mu.Lock()
 	defer v.vcpus.mu.Unlock()
 	v.vcpus.halted = halted(v.runDir())
+	within, done := context.WithTimeout(ctx, haltMax)
+	defer done()
+	status, err := statusOf(within, p)
 	if err == nil {
 		err = v.tellWarden(within, stands(status))
 	}
