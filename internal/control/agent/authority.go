@@ -30,6 +30,8 @@ type Warden interface {
 	// VM says who arbitrates the storage of a VM that has a QEMU here, and whether its vCPUs stand: after QEMU has acknowledged that, and
 	// before it lets them run.
 	VM(ctx context.Context, id inventory.VMID, arbiter authority.Arbiter, stopped bool) error
+	// Stands says that a VM's vCPUs stand, as VM does, where only the warden knows who arbitrates its storage.
+	Stands(ctx context.Context, id inventory.VMID) error
 	// Gone says that a VM has no QEMU here any more.
 	Gone(ctx context.Context, id inventory.VMID) error
 	// Cleared returns when nothing lives any more of what was here under an earlier fence count. The first Authority comes before it.

@@ -32,6 +32,8 @@ func (nobody) Gone(context.Context, inventory.VMID) error { return nil }
 
 func (nobody) Cleared(context.Context) error { return nil }
 
+func (nobody) Stands(context.Context, inventory.VMID) error { return nil }
+
 func (nobody) Unwatched(context.Context) error { return nil }
 
 func (nobody) Left() (fences uint64, until authority.Moment) { return 0, 0 }

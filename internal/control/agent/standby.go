@@ -86,5 +86,5 @@ func (c AuthorityConfig) stand(ctx context.Context, id inventory.VMID) error {
 	case !stands(status):
 		return fault.New(fault.Unavailable, "vm %s is %s", id, status.State)
 	}
-	return c.Warden.VM(within, id, authority.LeaseArbitrates, true)
+	return c.Warden.Stands(within, id)
 }

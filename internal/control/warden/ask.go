@@ -36,6 +36,11 @@ func (l *Line) VM(ctx context.Context, id inventory.VMID, arbiter authority.Arbi
 	return l.ask(ctx, answerMax, saysVM, string(id), vmWords(arbiter, stopped))
 }
 
+// Stands says that a VM's vCPUs stand, after QEMU has acknowledged that, and leaves who arbitrates its storage as the warden knows it.
+func (l *Line) Stands(ctx context.Context, id inventory.VMID) error {
+	return l.ask(ctx, answerMax, saysStands, string(id))
+}
+
 // Gone says that a VM has no QEMU here any more.
 func (l *Line) Gone(ctx context.Context, id inventory.VMID) error {
 	return l.ask(ctx, answerMax, saysGone, string(id))

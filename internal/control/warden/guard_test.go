@@ -300,6 +300,29 @@ func TestAnotherAuthorityKillsWhatWasThere(t *testing.T) {
 	})
 }
 
+// The story: the agent is away, and so is the store. Whoever stops the VMs then does not know whose storage arbitrates, and takes nothing of what the
+// warden knows: when the host was fenced meanwhile, the VM that could run nowhere else lives on.
+func TestStandingLeavesTheArbiter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		k := newKernel("vm-lease", "vm-new", "vm-storage")
+		g, agent := guarded(t, k, fresh())
+		must(t, agent.Authority(ctx, 0, k.now()+8*time.Second), agent.VM(ctx, "vm-lease", authority.LeaseArbitrates, false),
+			agent.VM(ctx, "vm-storage", authority.StorageArbitrates, false))
+		standby := agentOf(g)
+		must(t, standby.Stands(ctx, "vm-lease"), standby.Stands(ctx, "vm-new"), standby.Stands(ctx, "vm-storage"))
+		time.Sleep(time.Minute)
+		if did, _ := k.seen(); !slices.Equal(did, []string{"freeze vm-lease at 5s", "freeze vm-new at 5s"}) {
+			t.Errorf("it did %q", did)
+		}
+		must(t, standby.Authority(ctx, 1, k.now()+8*time.Second))
+		time.Sleep(time.Second)
+		if did, _ := k.seen(); !slices.Equal(did[2:], []string{"kill vm-lease at 1m0s", "kill vm-new at 1m0s"}) {
+			t.Errorf("after the fence it did %q", did[2:])
+		}
+	})
+}
+
 // The story: a QEMU is in the kernel's hands and does not die. The watchdog is not fed any more, and resets the machine before the lease is over.
 func TestWhatDoesNotDieResetsTheMachine(t *testing.T) {
 	for story, hinder := range map[string]func(*kernel){

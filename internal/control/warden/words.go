@@ -19,8 +19,9 @@ const (
 	saysAuthority = "authority" // FENCES UNTIL
 	saysShorten   = "shorten"   // UNTIL
 	saysGiveUp    = "give-up"
-	saysVM        = "vm" // ID ARBITER stopped|runs
-	saysGone      = "gone"
+	saysVM        = "vm"      // ID ARBITER stopped|runs
+	saysStands    = "stands"  // ID
+	saysGone      = "gone"    // ID
 	saysCleared   = "cleared" // answered when it is so
 	saysUnwatched = "unwatched"
 )
@@ -34,7 +35,7 @@ const (
 )
 
 // guardWords are those that are the guard's to hear.
-var guardWords = []string{saysAuthority, saysShorten, saysGiveUp, saysVM, saysGone, saysCleared, saysUnwatched}
+var guardWords = []string{saysAuthority, saysShorten, saysGiveUp, saysVM, saysStands, saysGone, saysCleared, saysUnwatched}
 
 // forGuard reports whether the text is a word of the guard's.
 func forGuard(text string) bool {
@@ -82,7 +83,7 @@ func (g *guard) take(w word) {
 
 // obey does what a word says.
 func (g *guard) obey(what string, args []string) error {
-	wanted := map[string]int{saysAuthority: 2, saysShorten: 1, saysGiveUp: 0, saysVM: 3, saysGone: 1, saysUnwatched: 0}[what]
+	wanted := map[string]int{saysAuthority: 2, saysShorten: 1, saysGiveUp: 0, saysVM: 3, saysStands: 1, saysGone: 1, saysUnwatched: 0}[what]
 	if len(args) != wanted {
 		return fault.New(fault.Invalid, "%s takes %d arguments, not %d", what, wanted, len(args))
 	}
@@ -127,6 +128,11 @@ func (g *guard) obey(what string, args []string) error {
 		g.machine.VM(id, arbiter, stopped)
 		g.calm = false
 		return g.reach(id, !stopped && arbiter == authority.LeaseArbitrates)
+	case saysStands:
+		id := authority.VM(args[0])
+		g.machine.Stands(id)
+		g.calm = false
+		return g.reach(id, false)
 	case saysGone:
 		g.machine.Gone(authority.VM(args[0]))
 		delete(g.hidden, authority.VM(args[0]))

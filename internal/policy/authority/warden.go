@@ -119,6 +119,11 @@ func (w *Warden) Doomed() []VM { return slices.Sorted(maps.Keys(w.doomed)) }
 // QEMU's acknowledgement, and that they do not before it lets them run.
 func (w *Warden) VM(id VM, arbiter Arbiter, stopped bool) { w.vms[id] = WardenVM{arbiter, stopped} }
 
+// Stands takes the agent's word that a VM's vCPUs stand, from one that does not know who arbitrates its storage: that stays as it was told before.
+func (w *Warden) Stands(id VM) {
+	w.vms[id] = WardenVM{cmp.Or(w.vms[id].Arbiter, LeaseArbitrates), true}
+}
+
 // Gone takes the agent's word that a VM has left this host; what still lives of it counts as unknown, and unknown is the lease's.
 func (w *Warden) Gone(id VM) { delete(w.vms, id) }
 
