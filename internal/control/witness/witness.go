@@ -8,13 +8,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/godwit-vm/godwit/internal/driver/host"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -30,7 +29,8 @@ type Config struct {
 	Store    *store.Store
 	// StoreClient and StorePeer are the URLs of the member that it can carry.
 	StoreClient, StorePeer string
-	Lease                  time.Duration // of its renewals
+	Lease                  time.Duration        // of its renewals
+	Proofs                 <-chan chan struct{} // each channel sent here is closed by the loop that renews: a sign of life
 	Log                    *slog.Logger
 }
 
@@ -42,11 +42,11 @@ const (
 // Run introduces the witness and lives until ctx ends. An error that has store.ErrEpochOver on its path says that it was fenced, removed, or
 // started twice: it may be run again.
 func Run(ctx context.Context, c Config) error {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := host.BootID()
 	if err != nil {
-		return fault.New(fault.Internal, "boot id: %w", err)
+		return err
 	}
-	epoch, _, err := c.Store.NextEpoch(ctx, c.Host, strings.TrimSpace(string(boot)))
+	epoch, _, err := c.Store.NextEpoch(ctx, c.Host, boot)
 	if err != nil {
 		return err
 	}
@@ -88,10 +88,15 @@ func (c Config) renew(ctx context.Context, w *store.Writer) error {
 		if errors.Is(err, store.ErrEpochOver) {
 			return err
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
+		for due := false; !due; {
+			select {
+			case <-tick.C:
+				due = true
+			case done := <-c.Proofs:
+				close(done)
+			case <-ctx.Done():
+				return nil
+			}
 		}
 	}
 }
