@@ -101,19 +101,12 @@ func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, r
 	for {
 		r.line.Starting("waits for the store at " + strings.Join(c.Endpoints, ", "))
 		s, err := store.Open(ctx, store.Config{Endpoints: c.Endpoints, TLS: access})
-		if err == nil && !c.Foreign {
-			openFull(ctx, s, r.log)
-		}
-		if err == nil && c.Member && c.StoreJoin == "" {
-			err = s.InitCluster(ctx, c.Cluster, c.Host)
-		}
 		if err == nil {
-			if _, err = s.Epoch(ctx, c.Host); fault.Is(err, fault.NotFound) {
-				return nil, identity.WasRemoved()
+			err = c.enter(ctx, s, identity, r)
+			if err == nil {
+				return s, nil
 			}
-		}
-		if err == nil {
-			return s, nil
+			_ = s.Close() // another one is opened; nothing is pending
 		}
 		if removed := c.removed(ctx, identity); removed != nil {
 			return nil, removed
@@ -128,6 +121,23 @@ func waitForStore(ctx context.Context, c *hostConfig, identity *peer.Identity, r
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// enter finds out that the store takes writes and knows this host; the first host makes the cluster's record in it.
+func (c *hostConfig) enter(ctx context.Context, s *store.Store, identity *peer.Identity, r roleRun) error {
+	if !c.Foreign {
+		openFull(ctx, s, r.log)
+	}
+	if c.Member && c.StoreJoin == "" {
+		if err := s.InitCluster(ctx, c.Cluster, c.Host); err != nil {
+			return err
+		}
+	}
+	_, err := s.Epoch(ctx, c.Host)
+	if fault.Is(err, fault.NotFound) {
+		return identity.WasRemoved()
+	}
+	return err
 }
 
 // openFull rescues a store that takes no writes: no agent could start on it, and without an agent nobody leads who would rescue it.
@@ -177,7 +187,7 @@ func (c *hostConfig) storeTLS(identity *peer.Identity) (*tls.Config, error) {
 	return accessTLS(access)
 }
 
-// readAccess reads the files of the access; nil without any.
+// readAccess reads the files of the access; those that are not there stay empty.
 func readAccess(dir string) (*agent.StoreAccess, error) {
 	access := &agent.StoreAccess{}
 	for name, into := range map[string]*[]byte{accessCA: &access.CA, accessCertificate: &access.Certificate, accessKey: &access.Key} {

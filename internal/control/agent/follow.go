@@ -140,6 +140,7 @@ func (a *Agent) followHosts(ctx context.Context) error {
 	var all []inventory.Host
 	var last []vnet.Peer
 	var pid int
+	unpublished := false // this host's record says something else of its datastores than is so now
 	return a.follow(ctx, store.Hosts, func(ctx context.Context, told news) (err error) {
 		if !told.none() {
 			if all, err = a.Store.Hosts(ctx); err != nil {
@@ -148,9 +149,13 @@ func (a *Agent) followHosts(ctx context.Context) error {
 		}
 		if a.arbiters.compare(a.Host(), all) {
 			a.retellWarden(ctx)
+			unpublished = true
+		}
+		if unpublished {
 			if err := a.publish(ctx); err != nil {
 				return err
 			}
+			unpublished = false
 		}
 		var peers []vnet.Peer
 		for _, h := range all {
