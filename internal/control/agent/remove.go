@@ -23,7 +23,7 @@ func (a *Agent) RemoveHost(ctx context.Context, host inventory.HostID, force boo
 		if err := a.mayRemove(ctx, host, force); err != nil {
 			return fault.Wrap("remove", "host "+string(host), err)
 		}
-		plan := inventory.Removal{Host: host, Force: force, By: task.CallerOf(ctx).Name, Since: time.Now()}
+		plan := inventory.Removal{Host: host, Force: force, By: caller(ctx), Since: time.Now()}
 		if err := a.writer.PlanRemoval(ctx, plan); err != nil {
 			return err
 		}

@@ -197,15 +197,6 @@ func (v *vm) wantedHere(run inventory.VMRun) error {
 
 // taken reports whether somebody has made a lock record of the generation already.
 func (a *Agent) taken(vm inventory.VM, generation inventory.Generation) bool {
-	for _, id := range datastores(vm.Spec) {
-		ds := a.stores[id]
-		if ds == nil {
-			continue // the start says so
-		}
-		records, err := ds.Locks(vm.ID)
-		if err == nil && len(records) > 0 && records[len(records)-1].Generation >= generation {
-			return true
-		}
-	}
-	return false
+	highest, _ := a.highestLock(vm)
+	return highest > 0 && highest >= generation
 }

@@ -101,7 +101,7 @@ func (a *Agent) endTaken(ctx context.Context, stored inventory.VM, process *qemu
 func (a *Agent) endCopy(ctx context.Context, id inventory.VMID) error {
 	within, done := context.WithTimeout(ctx, adoptMax)
 	defer done()
-	process, _ := qemu.Adopt(within, qemu.RunDir(filepath.Join(a.RunDir, "vms", string(id)))) // a silent monitor is no reason to let it live
+	process, _ := qemu.Adopt(within, a.runDirOf(id)) // a silent monitor is no reason to let it live
 	if process == nil {
 		return nil // nothing runs
 	}
@@ -156,7 +156,7 @@ func (a *Agent) settled(vm inventory.VM) error {
 
 // unknown tells of a VM that runs here and has no record. It is never ended for want of one.
 func (a *Agent) unknown(ctx context.Context, id inventory.VMID) {
-	dir := filepath.Join(a.RunDir, "vms", string(id))
+	dir := string(a.runDirOf(id))
 	a.Log.LogAttrs(ctx, slog.LevelError, "a vm runs here that the store does not know", slog.String("vm", string(id)), slog.String("dir", dir))
 	a.tasks.Event(ctx, inventory.Event{
 		Kind: "vm.unknown", Severity: inventory.Error, Object: string(id), ObjectName: string(id),

@@ -60,7 +60,7 @@ func (c AuthorityConfig) standAll(ctx context.Context) bool {
 }
 
 func (c AuthorityConfig) stand(ctx context.Context, id inventory.VMID) error {
-	dir := qemu.RunDir(filepath.Join(c.RunDir, "vms", string(id)))
+	dir := runDirIn(c.RunDir, id)
 	within, done := context.WithTimeout(ctx, haltMax)
 	defer done()
 	p, err := qemu.Adopt(within, dir)

@@ -358,6 +358,9 @@ func vmOfPort(port string) inventory.VMID {
 // runDir is where the VM's QEMU has its sockets.
 func (v *vm) runDir() qemu.RunDir { return v.agent.runDirOf(v.id) }
 
-func (a *Agent) runDirOf(id inventory.VMID) qemu.RunDir {
-	return qemu.RunDir(filepath.Join(a.RunDir, "vms", string(id)))
+func (a *Agent) runDirOf(id inventory.VMID) qemu.RunDir { return runDirIn(a.RunDir, id) }
+
+// runDirIn is where a VM has its run directory below that of its host.
+func runDirIn(host string, id inventory.VMID) qemu.RunDir {
+	return qemu.RunDir(filepath.Join(host, "vms", string(id)))
 }

@@ -12,13 +12,12 @@ type AgentEventKind string
 
 // The events of the agent. Each carries the moment at which it is given.
 const (
-	AgentTick     AgentEventKind = "tick"     // at NextTick, or any other time
-	RenewalAcked  AgentEventKind = "acked"    // the store did the renewal that was sent at Sent
-	RenewalFailed AgentEventKind = "failed"   // no answer in RenewTimeout, or the store is away: it may have been done
-	EpochOver     AgentEventKind = "epoch"    // the store refused it: the host was fenced, or its agent was started again
-	PlanRestart   AgentEventKind = "plan"     // a planned restart wants the longer authority
-	PlanOver      AgentEventKind = "plan-off" // it does not any more
-	RenewNow      AgentEventKind = "now"      // there is something new to say
+	AgentTick     AgentEventKind = "tick"   // at NextTick, or any other time
+	RenewalAcked  AgentEventKind = "acked"  // the store did the renewal that was sent at Sent
+	RenewalFailed AgentEventKind = "failed" // no answer in RenewTimeout, or the store is away: it may have been done
+	EpochOver     AgentEventKind = "epoch"  // the store refused it: the host was fenced, or its agent was started again
+	PlanRestart   AgentEventKind = "plan"   // a planned restart wants the longer authority
+	RenewNow      AgentEventKind = "now"    // there is something new to say
 )
 
 // AgentEvent is one thing that happened at the agent.
@@ -75,7 +74,7 @@ type Agent struct {
 	Next    Moment // when the next renewal is due
 	Stopped bool   // VMs were told to stop
 	Over    bool   // for good
-	Plan    bool   // the longer lease is wanted
+	Plan    bool   // the longer lease is wanted, to the agent's end
 }
 
 // NewAgent returns the authority of an agent that began its epoch. until is the end of the authority that its predecessor left, as
@@ -145,8 +144,6 @@ func (a Agent) Step(e AgentEvent) (Agent, []AgentAction) {
 		return a, append(do, AgentAction{Kind: GiveUp})
 	case PlanRestart:
 		a.Plan, a.Next = true, e.Now
-	case PlanOver:
-		a.Plan = false
 	case RenewNow:
 		a.Next = e.Now
 	case AgentTick:

@@ -51,13 +51,12 @@ func TestAgentSteps(t *testing.T) {
 			first,
 			{acked(10*sec, 14*sec+100*ms, 8*sec), []AgentActionKind{TellWarden, StopVMs, Renew}},
 		},
-		"a planned restart has the longer lease at once, and the next one shortens it first": {
+		"a planned restart has the longer lease at once, and keeps it": {
 			first,
 			{acked(10*sec, 10*sec, 8*sec), []AgentActionKind{TellWarden}},
 			{at(PlanRestart, 10*sec+300*ms), []AgentActionKind{Renew}},
 			{acked(10*sec+300*ms, 10*sec+301*ms, 60*sec), []AgentActionKind{TellWarden}},
-			{at(PlanOver, 11*sec), nil},
-			{at(AgentTick, 12*sec), []AgentActionKind{ShortenWarden, Renew}},
+			{at(AgentTick, 12*sec), []AgentActionKind{Renew}},
 		},
 		"news do not wait for the next second": {
 			first,
@@ -190,7 +189,7 @@ func TestFenceComesAfterAuthority(t *testing.T) {
 		w.agent = NewAgent(w.settings, 0, 0, w.host())
 		for range rapid.IntRange(20, 300).Draw(t, "steps") {
 			w.real += float64(rapid.SampledFrom([]time.Duration{0, 10 * ms, 300 * ms, sec, 3 * sec}).Draw(t, "pause"))
-			switch rapid.SampledFrom([]string{"tick", "arrive", "ack", "ack", "time out", "late", "look", "look", "plan", "plan off", "restart", "warden"}).Draw(t, "what") {
+			switch rapid.SampledFrom([]string{"tick", "arrive", "ack", "ack", "time out", "late", "look", "look", "plan", "restart", "warden"}).Draw(t, "what") {
 			case "tick":
 				w.step(AgentEvent{Kind: AgentTick})
 			case "arrive":
@@ -218,8 +217,6 @@ func TestFenceComesAfterAuthority(t *testing.T) {
 				w.look(t)
 			case "plan":
 				w.step(AgentEvent{Kind: PlanRestart})
-			case "plan off":
-				w.step(AgentEvent{Kind: PlanOver})
 			case "warden":
 				w.deaf = !w.deaf
 			case "restart": // nothing of the old epoch arrives any more

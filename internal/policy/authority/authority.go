@@ -97,6 +97,6 @@ func (s Settings) SilenceFor(lease time.Duration) time.Duration {
 	return time.Duration(math.Ceil(float64(lease) / float64(s.Lease) * float64(s.Silence)))
 }
 
-// stopAt, freezeAt and resetAt count back from the end of an authority, so that a longer lease moves all of them.
+// stopAt and freezeAt count back from the end of an authority, so that a longer lease moves both.
 func (s Settings) stopAt(until Moment) Moment   { return until - (s.Lease - s.Stop) }
 func (s Settings) freezeAt(until Moment) Moment { return until - (s.Lease - s.Freeze) }
