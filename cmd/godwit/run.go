@@ -25,9 +25,10 @@ func newRun() *cobra.Command {
 		Use: "run", Short: "Run this host: agent, switch and, where it is a member, store", Args: cobra.NoArgs,
 		Long: `Run is the main process of a host. It starts the agent, the switch and, on a host that carries one, the
 store, starts again what ends, and kills and starts again what is silent for two seconds. SIGTERM and Ctrl-C
-end them in order; VMs run on, and the next run finds them. "godwit install" makes it a service of systemd.
-SIGHUP makes all of them read the log levels anew from the configuration file; other settings count from the
-next start on.
+end them in order; VMs run on, and the next run finds them. Where the store does not answer and a watchdog is
+armed, run stays until this host's authority is over, and VMs are frozen or killed then. "godwit install" makes
+it a service of systemd. SIGHUP makes all of them read the log levels anew from the configuration file; other
+settings count from the next start on.
 
 Every setting can stand in the configuration file under the name of its flag, --limits-calls as calls in the
 table [limits], --log-levels-agent as agent in [log-levels]: "godwit config show" prints them with their

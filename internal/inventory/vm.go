@@ -114,7 +114,7 @@ type HostDevice struct {
 }
 
 // VMRun says who may run the VM. It is written by the owner, the heir or the leader under the rules of
-// docs/architecture.md ("Safety of the hand-over"); every write compares the revision it was read at.
+// docs/architecture.md ("The hand-over rules"); every write compares the revision it was read at.
 type VMRun struct {
 	Owner      HostID
 	Generation Generation

@@ -22,7 +22,7 @@ import (
 const adoptMax = 10 * time.Second
 
 // adopt begins a loop for every VM that this host owns, is heir of, or has a process of. The journal, then the store, then
-// QEMU say where each stands (docs/architecture.md, "Safety of the hand-over").
+// QEMU say where each stands (docs/architecture.md, "The hand-over rules").
 func (a *Agent) adopt(ctx context.Context) error {
 	all, err := a.Store.VMs(ctx)
 	if err != nil {

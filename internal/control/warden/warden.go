@@ -111,7 +111,7 @@ func (w *warden) loop(ctx context.Context) {
 		case <-wake.C:
 		case <-stop:
 			stop, w.ending = nil, true
-			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending in order, vms run on")
+			w.Log.LogAttrs(ctx, slog.LevelInfo, "ending in order")
 		}
 	}
 }

@@ -26,7 +26,7 @@ const (
 
 // Record is a lock record: the file locks/VM.lock.GENERATION. It is made once and never changed; the record with the
 // highest generation says who may run the VM. A number that was taken is never given again, also when its migration was
-// given up (docs/architecture.md, "Never two copies").
+// given up (docs/architecture.md, "The hand-over rules").
 type Record struct {
 	Generation inventory.Generation `json:"generation"`
 	Host       inventory.HostID     `json:"host"` // empty: not readable; the record counts all the same

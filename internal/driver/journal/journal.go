@@ -1,5 +1,5 @@
 // Package journal keeps the few things about a VM that must be known again after its agent was killed: that a release was
-// sent, that a migration was discarded, that the VM is throttled (docs/architecture.md, "Safety of the hand-over").
+// sent, that a migration was discarded, that the VM is throttled (docs/architecture.md, "The hand-over rules").
 //
 // A journal is one file per VM on the run directory's tmpfs, which outlives the agent and dies with the machine, and with it
 // every QEMU. Each record is one line of JSON, appended by one write(2) before the deed it speaks of. A process that is

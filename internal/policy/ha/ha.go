@@ -49,7 +49,7 @@ type Decision struct {
 }
 
 // Decide says what is to be done. While an heir stands nobody starts the VM until each of owner and heir is dead or has discarded:
-// docs/architecture.md, "Safety of the hand-over". That both have discarded is no case of its own: the owner that hears of the
+// docs/architecture.md, "The hand-over rules". That both have discarded is no case of its own: the owner that hears of the
 // heir's word goes on by itself.
 func Decide(c Case) Decision {
 	next := c.Run.Generation + 1

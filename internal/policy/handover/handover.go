@@ -45,7 +45,7 @@ import (
 )
 
 // AuthorityMargin is how far a host's authority must still reach when it decides the release or lets vCPUs run: long enough for
-// the decision to be carried out before anybody could fence the host (docs/architecture.md, "Never two copies").
+// the decision to be carried out before anybody could fence the host (docs/architecture.md, "The hand-over rules").
 const AuthorityMargin = time.Second
 
 // UndecidedAfter is the number of releases that may stay without an answer before the migration is reported as undecided. The
