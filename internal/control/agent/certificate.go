@@ -39,7 +39,7 @@ func (a *Agent) keepCertificate(ctx context.Context) {
 	}
 }
 
-// RotateCertificate gives this host a new key and a certificate for it, signed where the cluster's CA is, and returns when that ends. New
+// RotateCertificate gives this host a new key and a certificate for it, signed here or by another host that can, and returns when that ends. New
 // connections of every process of the host show it; those that are open go on with the old one, which stays valid to its end.
 func (a *Agent) RotateCertificate(ctx context.Context) (time.Time, error) {
 	err := a.tasks.Run(ctx, "host.rotate-certificate", string(a.Host()), string(a.Host()), func(ctx context.Context, _ *task.Task) error {
@@ -86,11 +86,11 @@ func (a *Agent) signed(ctx context.Context, csr []byte) ([]byte, error) {
 			last = fault.New(fault.KindOf(err), "host %s: %w", h.ID, err)
 		}
 	}
-	return nil, fault.New(fault.Unavailable, "no host that holds the cluster's CA has signed it: %w", last)
+	return nil, fault.New(fault.Unavailable, "no host that can sign has signed it: %w", last)
 }
 
 // errNoCA is the answer of a host that cannot sign.
-var errNoCA = fault.New(fault.NotFound, "this host does not hold the cluster's CA")
+var errNoCA = fault.New(fault.NotFound, "this host has neither the cluster's secret nor the key of its CA")
 
 // SignCertificate signs a new key of a host of the cluster, for the address that the store knows of it: a host cannot have a
 // certificate for the name or the address of another. Which host asks is the word of its present certificate.

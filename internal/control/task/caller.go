@@ -10,7 +10,7 @@ import (
 type Caller struct {
 	Name    string           // as tasks and events show it: "root", "alice@host-2", "host host-2"; empty: nobody, Godwit itself
 	User    string           // the user of the cluster that it is; empty for root of a host, a host, or nobody
-	Role    inventory.Role   // how much it may; NoRole for a host that calls for itself
+	Role    inventory.Role   // how much it may; Viewer for a host that calls for itself, NoRole for nobody
 	From    string           // where the call came from: "socket", an address, "host host-2"
 	Via     inventory.HostID // the host that has passed the call on; empty: none has
 	Request string           // idempotency key of the call, if it had one

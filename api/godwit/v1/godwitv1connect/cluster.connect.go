@@ -54,7 +54,7 @@ const (
 type ClusterServiceClient interface {
 	// GetCluster says how the cluster and its store are.
 	GetCluster(context.Context, *connect.Request[v1.GetClusterRequest]) (*connect.Response[v1.GetClusterResponse], error)
-	// BackUp streams the store. Only users of a host may ask for it.
+	// BackUp streams the store. Only users of the host that is asked may do so, on its own socket.
 	BackUp(context.Context, *connect.Request[v1.BackUpRequest]) (*connect.ServerStreamForClient[v1.BackUpResponse], error)
 	// RotateCertificate gives a host a new key and certificate; an empty name means the host that is asked.
 	RotateCertificate(context.Context, *connect.Request[v1.RotateCertificateRequest]) (*connect.Response[v1.RotateCertificateResponse], error)
@@ -118,7 +118,7 @@ func (c *clusterServiceClient) RotateCertificate(ctx context.Context, req *conne
 type ClusterServiceHandler interface {
 	// GetCluster says how the cluster and its store are.
 	GetCluster(context.Context, *connect.Request[v1.GetClusterRequest]) (*connect.Response[v1.GetClusterResponse], error)
-	// BackUp streams the store. Only users of a host may ask for it.
+	// BackUp streams the store. Only users of the host that is asked may do so, on its own socket.
 	BackUp(context.Context, *connect.Request[v1.BackUpRequest], *connect.ServerStream[v1.BackUpResponse]) error
 	// RotateCertificate gives a host a new key and certificate; an empty name means the host that is asked.
 	RotateCertificate(context.Context, *connect.Request[v1.RotateCertificateRequest]) (*connect.Response[v1.RotateCertificateResponse], error)
@@ -180,8 +180,8 @@ func (UnimplementedClusterServiceHandler) RotateCertificate(context.Context, *co
 
 // CertificateServiceClient is a client for the godwit.v1.CertificateService service.
 type CertificateServiceClient interface {
-	// SignCertificate signs a new key of the host that asks. The host that holds the cluster's CA answers, at the address that the cluster
-	// knows of the caller.
+	// SignCertificate signs a new key of the host that asks, for the address that the cluster knows of it. Each host that has the cluster's
+	// secret, or the CA's key itself, can.
 	SignCertificate(context.Context, *connect.Request[v1.SignCertificateRequest]) (*connect.Response[v1.SignCertificateResponse], error)
 }
 
@@ -217,8 +217,8 @@ func (c *certificateServiceClient) SignCertificate(ctx context.Context, req *con
 
 // CertificateServiceHandler is an implementation of the godwit.v1.CertificateService service.
 type CertificateServiceHandler interface {
-	// SignCertificate signs a new key of the host that asks. The host that holds the cluster's CA answers, at the address that the cluster
-	// knows of the caller.
+	// SignCertificate signs a new key of the host that asks, for the address that the cluster knows of it. Each host that has the cluster's
+	// secret, or the CA's key itself, can.
 	SignCertificate(context.Context, *connect.Request[v1.SignCertificateRequest]) (*connect.Response[v1.SignCertificateResponse], error)
 }
 
