@@ -14,7 +14,7 @@ import (
 )
 
 func newHost() *cobra.Command {
-	cmd := &cobra.Command{Use: "host", Short: "List and inspect the cluster's hosts"}
+	cmd := &cobra.Command{Use: "host", Short: "List, inspect and remove the cluster's hosts"}
 	cmd.AddCommand(newHostList(), newHostInfo(), newHostConfirmDead(), newHostRemove(), newHostRotate())
 	return cmd
 }

@@ -33,7 +33,8 @@ const (
 	wardenMemory = 24 << 20
 )
 
-// agentWaits bounds how long a starting agent waits for store and switch, which start beside it.
+// agentWaits bounds how long a starting agent waits for the switch, which starts beside it. For the store it waits as long as that takes: its
+// members may all be on other machines.
 const agentWaits = 30 * time.Second
 
 func newRole() *cobra.Command {
