@@ -130,6 +130,6 @@ func Reach(silent []string, answered int) Check {
 	}
 	return Check{
 		Name: "ports", State: Warn, Detail: "no answer from " + join(silent),
-		Fix: "check that those hosts run, and that the network and their firewalls let TCP 7443, 7444 and 2379 through",
+		Fix: "check that those hosts run, and that the network and their firewalls let TCP 7443, 7444, 2379 and 2380 through",
 	}
 }

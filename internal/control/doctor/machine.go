@@ -298,7 +298,7 @@ func judgeFirewall(f firewallFacts) Check {
 	case len(f.drops) > 0:
 		c := Check{
 			Name: name, State: Warn, Detail: "drops what no rule accepts at " + join(f.drops),
-			Fix: "accept TCP 7443 and 7444 from the other hosts, and 2379 on the host that has the store",
+			Fix: "accept TCP 7443 and 7444 from the other hosts, and 2379 and 2380, since any host may carry a member of the store",
 		}
 		if f.bridged {
 			c.Detail += "; frames on bridges pass through it, too"
