@@ -149,6 +149,18 @@ var model = porcupine.NondeterministicModel{
 // judgeMax bounds the search for an order. A history for which it does not end is not proved, and that fails.
 const judgeMax = 60 * time.Second
 
+// done returns how many calls are known to have been done.
+func (h *history) done() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.calls {
+		if c.Output.(answer).Outcome == done {
+			n++
+		}
+	}
+	return n
+}
+
 // judge says whether the calls have an order in which each took effect once, between its beginning and its end. What may have been done may be done
 // at any time after. It returns the calls about the VM for which there is none.
 func (h *history) judge() (verdict string, calls int, bad []string) {

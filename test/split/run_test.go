@@ -108,6 +108,9 @@ func run(ctx context.Context, seed uint64) (r result, story []string) {
 	if bad != nil {
 		problem("the clients' calls are %s:\n  %s", r.History, join(bad))
 	}
+	if w.clients.history.done() == 0 {
+		problem("not one of the clients' %d calls was done: their history says nothing", r.Calls)
+	}
 	for _, e := range log {
 		if e.Kind == oracle.Wrote && e.Number > 0 {
 			r.Blocks++
@@ -130,10 +133,6 @@ func run(ctx context.Context, seed uint64) (r result, story []string) {
 // fault lets one thing go wrong and end again, and waits until all is well.
 func (w *world) fault(ctx context.Context, k kind, h *lab.Host) (s struck, err error) {
 	s = struck{Kind: k.name}
-	where := ""
-	if !k.all {
-		where, s.Host = h.Name, h.Name
-	}
 	if w.dice.IntN(2) == 0 {
 		if s.Migration, err = w.migrate(ctx, h); err != nil {
 			return s, err
@@ -143,6 +142,19 @@ func (w *world) fault(ctx context.Context, k kind, h *lab.Host) (s struck, err e
 		}
 	}
 	vms := w.on(h)
+	if len(vms) == 0 { // its only VM has just moved away: to strike here would try nothing
+		h = w.victim()
+		vms = w.on(h)
+	}
+	where := ""
+	if !k.all {
+		where, s.Host = h.Name, h.Name
+	}
+	if k.moves {
+		if err := lab.Until(ctx, healMax, func() error { return w.quorumWithout(h) }); err != nil {
+			return s, err
+		}
+	}
 	begin := w.oracle.Now()
 	s.At = round(begin)
 	w.note(where, "fault: %s", k.name)
@@ -198,19 +210,21 @@ func (w *world) during(ctx context.Context, k kind, h *lab.Host, vms []*vm, begi
 	if !k.moves {
 		return w.pass(ctx, k.lasts)
 	}
-	alive := w.quorumWithout(h)
-	if !alive || !w.watchdogs { // nobody may restart anything
-		if alive {
-			if err := w.blocked(ctx, h, vms); err != nil {
-				return err
-			}
-			s.Blocked = len(vms)
+	// A VM that was on its way may have arrived elsewhere at once: the fault lasts for longer than the leader waits all the same.
+	ends := begin + max(k.lasts, outage)
+	if !w.watchdogs { // nobody may restart anything
+		var err error
+		if s.Blocked, err = w.blocked(ctx, h, vms); err != nil {
+			return err
 		}
-		if !alive || !k.off {
-			return w.pass(ctx, max(k.lasts, outage)-(w.oracle.Now()-begin))
+		if !k.off {
+			return w.pass(ctx, ends-w.oracle.Now())
 		}
 		w.note("", "an operator has seen that %s is off, and says so", h.Name)
-		if _, err := w.others(h)[0].Godwit(ctx, "host", "confirm-dead", h.Name, "--yes"); err != nil {
+		if err := lab.Until(ctx, fencedMax, func() error { // it is refused as long as the host counts as up
+			_, err := w.others(h)[0].Godwit(ctx, "host", "confirm-dead", h.Name, "--yes")
+			return err
+		}); err != nil {
 			return err
 		}
 		begin = w.oracle.Now()
@@ -225,23 +239,30 @@ func (w *world) during(ctx context.Context, k kind, h *lab.Host, vms []*vm, begi
 		s.Moved++
 		s.Restart = max(s.Restart, round(e.At-begin))
 	}
-	return w.pass(ctx, k.lasts-(w.oracle.Now()-begin))
+	return w.pass(ctx, ends-w.oracle.Now())
 }
 
-// blocked waits until the VMs of a host that nobody can fence show why they are not restarted.
-func (w *world) blocked(ctx context.Context, h *lab.Host, vms []*vm) error {
-	return lab.Until(ctx, fencedMax, func() error {
+// blocked waits until the VMs of a host that nobody can fence show why they are not restarted, and returns how many do: one that was on its way may
+// have arrived elsewhere.
+func (w *world) blocked(ctx context.Context, h *lab.Host, vms []*vm) (n int, err error) {
+	err = lab.Until(ctx, fencedMax, func() error {
+		n = 0
 		for _, v := range vms {
 			r, err := w.record(ctx, v)
 			if err != nil {
 				return err
 			}
+			if r.GetRun().GetOwner() != h.Name {
+				continue
+			}
+			n++
 			if why := r.GetPlace().GetBlocked(); !strings.Contains(why, h.Name+" cannot be proven dead") {
 				return fmt.Errorf("%s, of the silent %s, shows %q, and should say that %s cannot be proven dead", v.name, h.Name, why, h.Name)
 			}
 		}
 		return nil
 	})
+	return n, err
 }
 
 // pass lets time go by.

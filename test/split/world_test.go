@@ -367,17 +367,16 @@ func (w *world) migrate(ctx context.Context, h *lab.Host) (string, error) {
 // migrateTries is how often a migration is asked for again, once a second.
 const migrateTries = 15
 
-// quorumWithout says whether the store is there without the host.
-func (w *world) quorumWithout(h *lab.Host) bool {
-	members, left := 0, 0
-	for _, o := range w.cluster.Hosts {
-		n := len(o.Role("store"))
-		members += n
-		if o != h {
-			left += n
-		}
+// quorumWithout says why the store would not be there without the host: each host carries a voting member.
+func (w *world) quorumWithout(h *lab.Host) error {
+	left := 0
+	for _, o := range w.others(h) {
+		left += min(1, len(o.Role("store")))
 	}
-	return left > members/2
+	if all := len(w.cluster.Hosts); left <= all/2 {
+		return fmt.Errorf("without %s only %d of %d members of the store run: nobody could restart anything", h.Name, left, all)
+	}
+	return nil
 }
 
 // revive starts every host that its watchdog has reset, and returns how many there were.
