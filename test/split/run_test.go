@@ -35,6 +35,7 @@ type result struct {
 	History  string   `json:"history"` // of them
 	Seconds  float64  `json:"seconds"` // that the run took
 	Commit   string   `json:"commit"`
+	Command  string   `json:"command"`
 	Load     string   `json:"load,omitempty"` // of the machine at its end
 }
 

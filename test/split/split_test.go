@@ -42,14 +42,35 @@ func main(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // only scratch
 	binary = filepath.Join(dir, "godwit")
-	if version, err := exec.CommandContext(context.Background(), "git", "describe", "--always", "--dirty").Output(); err == nil { // else it is not known
-		commit = strings.TrimSpace(string(version))
+	if commit, err = describe(); err != nil && *keepFlag != "" {
+		fmt.Fprintln(os.Stderr, "split: no run is kept:", err)
+		return 1
 	}
 	if err := lab.Build(binary); err != nil {
 		fmt.Fprintln(os.Stderr, "split:", err)
 		return 1
 	}
 	return m.Run()
+}
+
+// describe names the commit that is built. An error says why nobody could build the same again. The kept runs themselves are no part of what is built.
+func describe() (string, error) {
+	git := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(context.Background(), "git", args...).Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	version, err := git("describe", "--always", "--exclude=*")
+	if err != nil {
+		return "", fmt.Errorf("git describe: %w", err)
+	}
+	changes, err := git("status", "--porcelain", "--", ":(top)", ":(top,exclude)test/results")
+	if err != nil {
+		return "", fmt.Errorf("git status: %w", err)
+	}
+	if changes != "" {
+		return version + "-dirty", fmt.Errorf("commit %s was changed: commit or revert what git status shows", version)
+	}
+	return version, nil
 }
 
 func TestNoTwoCopies(t *testing.T) {
@@ -68,7 +89,7 @@ func TestNoTwoCopies(t *testing.T) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel() // a run waits most of the time; -parallel says how many go beside one another
 			r, story := run(t.Context(), seed)
-			r.Commit = commit
+			r.Commit, r.Command = commit, fmt.Sprintf("make split RUNS=%d SEED=%d", *runsFlag, *seedFlag)
 			if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 				r.Load = strings.Join(strings.Fields(string(load))[:3], " ")
 			}
@@ -91,8 +112,7 @@ func TestNoTwoCopies(t *testing.T) {
 
 // kept is the file of runs.
 type kept struct {
-	Command string   `json:"command"`
-	Runs    []result `json:"runs"`
+	Runs []result `json:"runs"`
 }
 
 // keeping is held over a change of the file.
@@ -105,7 +125,7 @@ func keep(path string, r result) error {
 	}
 	keeping.Lock()
 	defer keeping.Unlock()
-	all := kept{Command: "make split RUNS=40"}
+	var all kept
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
