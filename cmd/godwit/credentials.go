@@ -111,22 +111,7 @@ func (l login) client() *http.Client {
 	if err != nil {
 		sum = [len(sum)]byte{} // no CA has it: nothing is trusted
 	}
-	web := peer.DialUser(l.Server, sum)
-	web.Transport = bearer{web.Transport, strings.TrimSpace(l.Token)}
-	return web
-}
-
-// bearer shows a token with each call (RFC 6750).
-type bearer struct {
-	next  http.RoundTripper
-	token string
-}
-
-// RoundTrip implements http.RoundTripper.
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", "Bearer "+b.token)
-	return b.next.RoundTrip(r)
+	return peer.ShowToken(peer.DialUser(l.Server, sum), strings.TrimSpace(l.Token))
 }
 
 // tokenFrom reads a file that holds a token and nothing else. Others on this machine must not be able to read it.

@@ -134,26 +134,11 @@ var clients = sync.OnceValue(func() map[string]*http.Client {
 	}
 	all["stranger"] = peer.DialUser(at.Address, sum)
 	for role, token := range at.Tokens {
-		c := peer.DialUser(at.Address, sum)
-		c.Transport = bearer{c.Transport, token}
-		all[role] = c
+		all[role] = peer.ShowToken(peer.DialUser(at.Address, sum), token)
 	}
 	all["host"] = peer.NewDialer(identity()).HTTPClient(identity().Host(), at.Address)
 	return all
 })
-
-// bearer shows a token with each call.
-type bearer struct {
-	next  http.RoundTripper
-	token string
-}
-
-// RoundTrip implements http.RoundTripper.
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", "Bearer "+b.token)
-	return b.next.RoundTrip(r)
-}
 
 // ask makes one call and reads its answer. A call that goes on for longer than max is ended, with code 0 and a context's error.
 func ask(t *testing.T, c *http.Client, url, kind string, body []byte, most time.Duration) (int, string, error) {

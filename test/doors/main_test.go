@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -150,10 +149,8 @@ func stood(c *lab.Cluster, before map[string]int) error {
 	if err != nil {
 		return err
 	}
-	for _, bad := range []string{"panic", "fatal error: "} {
-		if i := strings.Index(string(log), bad); i >= 0 {
-			return fmt.Errorf("%.4000s", log[i:])
-		}
+	if bad := lab.Alarm(log); bad != "" {
+		return fmt.Errorf("%.4000s", bad)
 	}
 	return nil
 }

@@ -314,14 +314,14 @@ func (m *membership) twin(t *testing.T, of *lab.Host) {
 		t.Fatal(err)
 	}
 	const said = "is another agent on that address"
-	for end := time.Now().Add(stepMax); ; time.Sleep(20 * time.Millisecond) {
+	if err := lab.Until(t.Context(), stepMax, func() error {
 		text, err := os.ReadFile(log.Name())
-		if err != nil || time.Now().After(end) {
-			t.Fatalf("the twin says (%v)\n%s", err, text)
+		if err == nil && !strings.Contains(string(text), said) {
+			err = fmt.Errorf("the twin says\n%s", text)
 		}
-		if strings.Contains(string(text), said) {
-			break
-		}
+		return err
+	}); err != nil {
+		t.Error(err)
 	}
 	_ = cmd.Process.Signal(unix.SIGTERM) // gone already is what is wanted
 	_ = cmd.Wait()                       // it says nothing that matters

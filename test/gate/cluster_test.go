@@ -195,13 +195,14 @@ func rotated(t *testing.T, at, of *lab.Host) {
 // until reads the events until they are as wanted.
 func until(t *testing.T, h *lab.Host, wanted func(events string) bool) string {
 	t.Helper()
-	for end := time.Now().Add(stepMax); ; time.Sleep(50 * time.Millisecond) {
-		out, err := h.Godwit(step(t), "event", "ls")
-		if err == nil && wanted(string(out)) {
-			return string(out)
+	var out []byte
+	if err := lab.Until(t.Context(), stepMax, func() (err error) {
+		if out, err = h.Godwit(step(t), "event", "ls"); err == nil && !wanted(string(out)) {
+			err = fmt.Errorf("events are %s", out)
 		}
-		if time.Now().After(end) {
-			t.Fatalf("events are %s (%v)", out, err)
-		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
 	}
+	return string(out)
 }

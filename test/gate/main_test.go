@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -105,10 +104,8 @@ func readLogs(t *testing.T, c *lab.Cluster) {
 			t.Error(err)
 			continue
 		}
-		for _, bad := range []string{"WARNING: DATA RACE", "panic: ", "fatal error: ", "hand-over rule violated"} {
-			if at := strings.Index(string(text), bad); at >= 0 {
-				t.Errorf("%s: %.6000s", h.Name, text[at:])
-			}
+		if bad := lab.Alarm(text); bad != "" {
+			t.Errorf("%s: %.6000s", h.Name, bad)
 		}
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", h.Name, text[max(0, len(text)-logTail):])

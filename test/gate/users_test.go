@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -272,19 +271,6 @@ func (c *company) revoke(t *testing.T) {
 // lastsMax is how long a call may go on whose token was revoked: 5 s, and the command that revokes it.
 const lastsMax = 9 * time.Second
 
-// bearer shows a token with each call.
-type bearer struct {
-	next  http.RoundTripper
-	token string
-}
-
-// RoundTrip implements http.RoundTripper.
-func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
-	r = r.Clone(r.Context())
-	r.Header.Set("Authorization", "Bearer "+b.token)
-	return b.next.RoundTrip(r)
-}
-
 // follow follows events as the user, and returns when the first has come.
 func (c *company) follow(t *testing.T, user string, host int) (ended chan error) {
 	t.Helper()
@@ -293,8 +279,7 @@ func (c *company) follow(t *testing.T, user string, host int) (ended chan error)
 		t.Fatal(err)
 	}
 	address := c.Hosts[host].Address + ":7443"
-	web := peer.DialUser(address, sum)
-	web.Transport = bearer{web.Transport, c.tokens[user].GetSecret()}
+	web := peer.ShowToken(peer.DialUser(address, sum), c.tokens[user].GetSecret())
 	ctx, done := context.WithTimeout(t.Context(), stepMax)
 	t.Cleanup(done)
 	stream, err := godwitv1connect.NewEventServiceClient(web, "https://"+address).ListEvents(ctx, connect.NewRequest(&godwitv1.ListEventsRequest{Follow: true}))

@@ -313,6 +313,16 @@ func (h *Host) Start() error {
 // LogPath is where the host's log is, unless Options.Log was given.
 func (h *Host) LogPath() string { return filepath.Join(h.cluster.Dir, h.Name+".log") }
 
+// Alarm finds what no host's log may have, and returns the log from there on; "": nothing.
+func Alarm(log []byte) string {
+	for _, word := range []string{"WARNING: DATA RACE", "panic: ", "panic serving ", "fatal error: ", "hand-over rule violated"} {
+		if at := bytes.Index(log, []byte(word)); at >= 0 {
+			return string(log[at:])
+		}
+	}
+	return ""
+}
+
 // WaitUp waits until the host's agent answers and knows its VMs.
 func (h *Host) WaitUp(ctx context.Context) error {
 	ctx, done := context.WithTimeout(ctx, upMax)

@@ -286,10 +286,8 @@ func (w *world) alarms() (bad []string) {
 		if err != nil {
 			bad = append(bad, err.Error())
 		}
-		for _, word := range []string{"WARNING: DATA RACE", "panic: ", "fatal error: ", "hand-over rule violated"} {
-			if at := strings.Index(string(text), word); at >= 0 {
-				bad = append(bad, fmt.Sprintf("%s: %.2000s", h.Name, text[at:]))
-			}
+		if alarm := lab.Alarm(text); alarm != "" {
+			bad = append(bad, fmt.Sprintf("%s: %.2000s", h.Name, alarm))
 		}
 	}
 	return bad

@@ -102,6 +102,24 @@ func DialUser(address string, ca [sha256.Size]byte) *http.Client {
 	}))
 }
 
+// ShowToken has the client show a user's token with each call (RFC 6750), and returns it.
+func ShowToken(c *http.Client, token string) *http.Client {
+	c.Transport = bearer{c.Transport, token}
+	return c
+}
+
+type bearer struct {
+	next  http.RoundTripper
+	token string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(r)
+}
+
 // pinnedTLS connects without a certificate to a cluster that is known only by its CA's hash. The ordinary verification is
 // replaced, not left out: the server sends its CA along, that must have the hash, and must have signed the server.
 func pinnedTLS(address string, ca [sha256.Size]byte, other func() error) *tls.Config {
