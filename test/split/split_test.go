@@ -152,3 +152,41 @@ func keep(path string, r result) error {
 	}
 	return os.Rename(path+".new", path)
 }
+
+// keptRuns is how many runs are kept, of the seeds from 0 on.
+const keptRuns = 40
+
+// TestTheKeptRunsAreWhole holds the kept runs to be of each seed, of one commit that anybody can build, and without a second copy.
+func TestTheKeptRunsAreWhole(t *testing.T) {
+	const path = "../results/split.json"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all kept
+	if err := json.Unmarshal(text, &all); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	runs := map[uint64]result{}
+	commits := map[string]int{}
+	for _, r := range all.Runs {
+		runs[r.Seed] = r
+		commits[r.Commit]++
+		if r.Commit == "" || strings.HasSuffix(r.Commit, "-dirty") {
+			t.Errorf("seed %d was run by a build of %q, which nobody can make again", r.Seed, r.Commit)
+		}
+	}
+	if len(commits) != 1 {
+		t.Errorf("the runs are of the commits %v, and should be of one", commits)
+	}
+	for seed := range uint64(keptRuns) {
+		if r, ok := runs[seed]; !ok {
+			t.Errorf("seed %d was not run", seed)
+		} else if r.Verdict != "one copy" {
+			t.Errorf("seed %d: %s: %.300s", seed, r.Verdict, join(r.Problems))
+		}
+	}
+	if t.Failed() {
+		t.Logf("keep them anew: rm test/results/split.json && make split RUNS=%d", keptRuns)
+	}
+}
