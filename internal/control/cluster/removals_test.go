@@ -3,12 +3,17 @@ package cluster_test
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
+	"math"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/cluster"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
+	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/driver/store/storetest"
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
@@ -46,4 +51,88 @@ func TestRemovalsGoOnFromTheNewerListOfRevokedCertificates(t *testing.T) {
 	if list.Number.Int64() != 4 || len(list.RevokedCertificateEntries) != 1 {
 		t.Errorf("the list has number %v and %d certificates", list.Number, len(list.RevokedCertificateEntries))
 	}
+}
+
+// The leader that takes a host out is killed after its n-th transaction, without hearing of it, for every n that there is. The next leader ends
+// the work: the host is out, its certificate is revoked once, and what it was gateway of has another.
+func TestRemovalWhoseLeaderIsKilledAtEachStep(t *testing.T) {
+	s := storetest.Open(t)
+	w := writer(t, s, "host-1")
+	ca, err := peer.NewCA("test")
+	must(t, err)
+	killed := 0
+	for n := 0; ; n++ {
+		host := inventory.HostID(fmt.Sprintf("host-x%d", n))
+		other := writer(t, s, host)
+		must(t, other.NoteCertificate(t.Context(), inventory.HostCertificate{Serial: fmt.Sprintf("%02x", n+1), Expires: time.Now().Add(time.Hour)}))
+		network := inventory.NetworkID(fmt.Sprintf("net-%d", n))
+		must(t, w.CreateNetwork(t.Context(), inventory.Network{ID: network, Spec: inventory.NetworkSpec{Gateway: host}}))
+		must(t, w.PlanRemoval(t.Context(), inventory.Removal{Host: host, Since: time.Now()}))
+		out := func() bool {
+			_, err := s.Epoch(t.Context(), host)
+			return fault.Is(err, fault.NotFound)
+		}
+		dead := removeUntil(t, s, w, ca, n, out)
+		if dead {
+			killed++
+			removeUntil(t, s, w, ca, math.MaxInt, out)
+		}
+		der, _, err := s.Revoked(t.Context())
+		must(t, err)
+		list, err := x509.ParseRevocationList(der)
+		must(t, err)
+		if len(list.RevokedCertificateEntries) != n+1 {
+			t.Errorf("step %d: %d certificates are revoked", n, len(list.RevokedCertificateEntries))
+		}
+		networks, err := s.Networks(t.Context())
+		must(t, err)
+		for _, one := range networks {
+			if one.ID == network && one.Spec.Gateway != "host-1" {
+				t.Errorf("step %d: the gateway of %s is %s", n, one.ID, one.Spec.Gateway)
+			}
+		}
+		if err := other.PutHostStatus(t.Context(), inventory.HostStatus{VMs: 1}); !fault.Is(err, fault.Conflict) {
+			t.Errorf("step %d: its agent wrote: %v", n, err)
+		}
+		if !dead {
+			break
+		}
+	}
+	if killed < 4 { // before the first, and after: gateway, end of the epoch, removal
+		t.Errorf("only %d steps were seen", killed)
+	}
+}
+
+// removeUntil leads with the loop alone until the host is out, or the leader has been killed at its n-th step, which it reports.
+func removeUntil(t *testing.T, s *store.Store, w *store.Writer, ca *peer.CA, n int, out func() bool) (dead bool) {
+	t.Helper()
+	term := lead(t, s, w)
+	defer term.End()
+	ctx, kill := context.WithCancel(t.Context())
+	defer kill()
+	steps := 0
+	term.Intercept(func(done bool) error {
+		if done {
+			steps++
+		}
+		if steps > n || steps == n && (n == 0 || done) || ctx.Err() != nil {
+			kill() // nothing of this leader gets through any more
+			return errKilled
+		}
+		return nil
+	})
+	var told atomic.Bool // the leader has heard of the removal itself
+	loop := &cluster.Removals{
+		Store: s, CA: func(context.Context) (*peer.CA, error) { return ca, nil }, Revoked: func() []byte { return nil },
+		Event: func(_ context.Context, e inventory.Event) { told.Store(told.Load() || e.Kind == "host.removed") }, Log: quiet,
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- loop.Run(ctx, term) }()
+	until(t, "the host is out or the leader is dead", func() bool {
+		return ctx.Err() != nil || told.Load() || n == math.MaxInt && out()
+	})
+	dead = ctx.Err() != nil
+	kill()
+	must(t, <-ended)
+	return dead
 }
