@@ -176,7 +176,7 @@ func (cfg ServerConfig) checkBorn() error {
 		return nil
 	}
 	if _, err := os.Stat(born(cfg.Dir)); err != nil && (cfg.Join != "" || cfg.MemberID == 0) {
-		return nil //nolint:nilerr // there never was a member
+		return nil // there never was a member
 	}
 	return fault.New(fault.Conflict, "start store: %s held a member of the store and is empty now: a member must not forget what it has promised to the others: "+
 		"they place another one by themselves; if this was the only one, use godwit cluster restore", cfg.Dir)

@@ -33,7 +33,12 @@ func Open(t *testing.T) *store.Store {
 			Ready: func(endpoint string) { ready <- endpoint },
 		})
 	}()
-	t.Cleanup(func() { stop(); <-ended })
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Log("the store ended with", err)
+		}
+	})
 	select {
 	case endpoint := <-ready:
 		s, err := store.Open(t.Context(), store.Config{Endpoints: []string{endpoint}, TLS: id.StoreTLS()})
