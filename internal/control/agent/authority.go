@@ -207,11 +207,11 @@ func (a *Authority) recall() error {
 // settle notes that what is here was taken in, and nothing is left of an earlier fence count. cut are the migrations whose journals were lost.
 func (a *Authority) settle(cut map[inventory.MigrationID]bool) error {
 	a.cast = false
-	text := strconv.FormatUint(a.epoch.Fences, 10) + " " + a.boot
+	note := []string{strconv.FormatUint(a.epoch.Fences, 10), a.boot}
 	for id := range cut {
-		text += " " + string(id)
+		note = append(note, string(id))
 	}
-	err := os.WriteFile(a.adoptedFile()+".new", []byte(text), 0o600)
+	err := os.WriteFile(a.adoptedFile()+".new", []byte(strings.Join(note, " ")), 0o600)
 	if err == nil {
 		err = os.Rename(a.adoptedFile()+".new", a.adoptedFile())
 	}
