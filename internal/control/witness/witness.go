@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/godwit-vm/godwit/internal/control/certificate"
 	"github.com/godwit-vm/godwit/internal/driver/host"
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
@@ -61,6 +62,13 @@ func Run(ctx context.Context, c Config) error {
 	}
 	all, ctx := errgroup.WithContext(ctx)
 	all.Go(func() error { return c.renew(ctx, w) })
+	all.Go(func() error {
+		peers := peer.NewDialer(c.Identity)
+		defer peers.Close()
+		holder := certificate.Holder{Host: c.Host, Identity: c.Identity, Store: c.Store, Writer: w, Peers: peers}
+		certificate.Keep(ctx, c.Identity, c.Log, func(ctx context.Context) error { return holder.Rotate(ctx, holder.Ask) })
+		return nil
+	})
 	all.Go(func() error {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Address)
 		if err != nil {
