@@ -50,7 +50,11 @@ func (w *world) began(q *qemu) {
 	if q.doomed {
 		w.breaks("S7", "%s runs on at %s, though its warden has to end what was here when the host was fenced", v.id, q.host.id)
 	}
-	if v.ops.off && !v.ops.doubt {
+	// Where storage arbitrates, a copy on a host that nobody hears keeps its lock, and runs until it hears of its new owner; that one had been told
+	// to stay off.
+	run, _ := w.etcd.records.run[v.i].last()
+	old := v.arbiter == authority.StorageArbitrates && q.ran && q.generation < run.Generation
+	if v.ops.off && !v.ops.doubt && !old {
 		w.breaks("S4", "%s was powered off, and its user told so, and runs again on %s", v.id, q.host.id)
 	}
 	if !q.ran && q.from == nil {
@@ -145,7 +149,7 @@ func (h *host) contact(sent moment) { h.sent = max(h.sent, sent) }
 func (w *world) killedBy(q *qemu, why string) {
 	h := q.host
 	w.stats.Kills++
-	if q.vm.arbiter == authority.StorageArbitrates {
+	if q.vm.arbiter == authority.StorageArbitrates && q.ran { // one that never ran is started again; the warden may not have heard of it
 		w.breaks("L4", "the warden of %s kills %s (%s), though its storage arbitrates", h.id, q.vm.id, why)
 	}
 	q.doomed = q.doomed || w.vms[q.vm.i].arbiter == authority.LeaseArbitrates && slices.Contains(h.warden.m.Doomed(), q.vm.id)

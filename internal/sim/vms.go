@@ -270,6 +270,7 @@ func (a *agent) hold(v *vm, q *qemu, l *vmLoop, tries int) {
 		switch {
 		case q.dead:
 		case ok:
+			l.held = true // also one that was copying when it was asked, and had given up by then
 			l.stopping++
 			a.tellVM(v, true, func(bool) { l.stopping-- })
 		case tries > 0 && a.m.Stopped:
