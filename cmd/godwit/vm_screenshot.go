@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io/fs"
+	"path/filepath"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -35,7 +36,7 @@ func newVMScreenshot() *cobra.Command {
 			}
 			err = replace(output, resp.Msg.GetPng(), 0o644)
 			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-				return fault.New(fault.NotFound, "screenshot: %w: choose a folder that is there and that you may write to", err)
+				return fault.New(fault.NotFound, "screenshot: no file can be made in %s: choose a folder that is there and that you may write to", filepath.Dir(output))
 			}
 			if err != nil {
 				return fault.New(fault.NoResources, "screenshot: %w", err)
