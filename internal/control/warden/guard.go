@@ -44,7 +44,6 @@ const (
 	unprovenEvery = 50 * time.Millisecond  // from one look to the next while something is to die or to freeze
 	calmEvery     = time.Second            // and while nothing is to be done
 	openEvery     = 10 * time.Second       // between two tries to open a watchdog that did not open
-	fireMax       = 500 * time.Millisecond // so much later than asked a watchdog may fire
 	wordsMax      = 64                     // words that wait for the guard, and that it takes at once
 	wantersMax    = 16                     // callers that wait for Clean
 	stoodMin      = 300 * time.Millisecond // so much later than it was to look, this process stood still
@@ -321,7 +320,7 @@ func (g *guard) feed(now authority.Moment) {
 	switch {
 	case err == nil:
 		g.fedAt, g.feedAt = now, now+g.timeout/4
-	case now > g.fedAt+g.timeout+fireMax:
+	case now > g.fedAt+g.timeout+authority.WatchdogGrain:
 		g.giveUpWatchdog(now)
 	default:
 		g.feedAt = now + g.timeout/8

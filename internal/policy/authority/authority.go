@@ -57,8 +57,8 @@ func Default() Settings {
 	}
 }
 
-// watchdogGrain is how much later than asked a watchdog may fire: timers of hardware count seconds or half seconds.
-const watchdogGrain = 500 * time.Millisecond
+// WatchdogGrain is how much later than asked a watchdog may fire: timers of hardware count seconds or half seconds.
+const WatchdogGrain = 500 * time.Millisecond
 
 // ProofMax is how old a proof may be with which the watchdog is fed: a warden may stand still between any two instructions, and what it saw is
 // over then.
@@ -76,7 +76,7 @@ func (s Settings) Problems() []string {
 	need(s.RenewTimeout <= s.RenewEvery, "renew-timeout %v must not be above renew-every %v: one renewal at a time", s.RenewTimeout, s.RenewEvery)
 	need(s.Stop >= 2*s.RenewEvery+s.RenewTimeout, "stop-after %v must be at least 2*renew-every + renew-timeout = %v: two lost renewals must not stop a VM", s.Stop, 2*s.RenewEvery+s.RenewTimeout)
 	need(s.Freeze > s.Stop, "freeze-after %v must be above stop-after %v", s.Freeze, s.Stop)
-	need(s.Reset >= s.Freeze+s.Watchdog+watchdogGrain, "reset-after %v must be at least freeze-after + watchdog + %v = %v", s.Reset, watchdogGrain, s.Freeze+s.Watchdog+watchdogGrain)
+	need(s.Reset >= s.Freeze+s.Watchdog+WatchdogGrain, "reset-after %v must be at least freeze-after + watchdog + %v = %v", s.Reset, WatchdogGrain, s.Freeze+s.Watchdog+WatchdogGrain)
 	need(s.Watchdog >= time.Second || s.Watchdog == 0, "watchdog %v must be at least 1s: watchdogs count seconds", s.Watchdog)
 	need(s.Lease > s.Reset, "lease %v must be above reset-after %v", s.Lease, s.Reset)
 	need(s.Silence*100 >= s.Lease*105, "silence %v must be at least 1.05 * lease = %v: clocks may differ by that much", s.Silence, s.Lease*105/100)
