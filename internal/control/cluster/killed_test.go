@@ -46,20 +46,7 @@ func (s *scene) killedAt(n int) bool {
 	term := lead(t, s.store, s.host["host-1"].Writer)
 	ctx, kill := context.WithCancel(t.Context())
 	defer kill()
-	var mu sync.Mutex
-	steps := 0
-	term.Intercept(func(done bool) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if done {
-			steps++
-		}
-		if steps > n || steps == n && (n == 0 || done) || ctx.Err() != nil {
-			kill() // nothing of this leader gets through any more
-			return errKilled
-		}
-		return nil
-	})
+	killAt(ctx, kill, term, n)
 	var all sync.WaitGroup
 	for _, l := range s.loops() {
 		all.Go(func() { _ = l.Run(ctx, term) })

@@ -110,17 +110,7 @@ func removeUntil(t *testing.T, s *store.Store, w *store.Writer, ca *peer.CA, n i
 	defer term.End()
 	ctx, kill := context.WithCancel(t.Context())
 	defer kill()
-	steps := 0
-	term.Intercept(func(done bool) error {
-		if done {
-			steps++
-		}
-		if steps > n || steps == n && (n == 0 || done) || ctx.Err() != nil {
-			kill() // nothing of this leader gets through any more
-			return errKilled
-		}
-		return nil
-	})
+	killAt(ctx, kill, term, n)
 	var told atomic.Bool // the leader has heard of the removal itself
 	loop := &cluster.Removals{
 		Store: s, CA: func(context.Context) (*peer.CA, error) { return ca, nil }, Revoked: func() []byte { return nil },

@@ -1,8 +1,10 @@
 package cluster_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -37,6 +39,25 @@ var quiet = slog.New(slog.DiscardHandler)
 
 // errKilled is what a leader gets that a test ends in the middle of its work.
 var errKilled = errors.New("killed")
+
+// killAt calls kill at the term's n-th transaction, before its answer, at its first one for 0; kill ends ctx. Nothing of this leader gets
+// through from then on.
+func killAt(ctx context.Context, kill context.CancelFunc, term *store.Term, n int) {
+	var mu sync.Mutex
+	steps := 0
+	term.Intercept(func(done bool) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if done {
+			steps++
+		}
+		if steps > n || steps == n && (n == 0 || done) || ctx.Err() != nil {
+			kill()
+			return errKilled
+		}
+		return nil
+	})
+}
 
 // until calls try until it says true, and fails the test when that takes too long.
 func until(t *testing.T, what string, try func() bool) {

@@ -4,12 +4,12 @@ import (
 	"context"
 	"net"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
+	"github.com/godwit-vm/godwit/internal/driver/store/storetest"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -26,20 +26,8 @@ type member struct {
 // startMember starts a real etcd member with the TLS files of a real cluster. It is stopped at the end of the test.
 func startMember(t *testing.T) *member {
 	t.Helper()
-	dir := t.TempDir()
-	certs := filepath.Join(dir, "pki")
-	id, err := peer.Init(certs, "test", "host-1", []string{"127.0.0.1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &member{identity: id, config: store.ServerConfig{
-		Name: "host-1", Dir: filepath.Join(dir, "store"),
-		ClientURL: "https://127.0.0.1:0", PeerURL: "https://127.0.0.1:0",
-		CAFile:   filepath.Join(certs, peer.CACertificateFile),
-		CertFile: filepath.Join(certs, peer.CertificateFile),
-		KeyFile:  filepath.Join(certs, peer.KeyFile),
-		LogFile:  filepath.Join(dir, "store.log"),
-	}}
+	id, config := storetest.Member(t)
+	m := &member{identity: id, config: config}
 	m.start(t)
 	t.Cleanup(func() {
 		m.halt(t)
