@@ -15,8 +15,8 @@ import (
 	"github.com/godwit-vm/godwit/test/lab"
 )
 
-// foreignEtcd starts an etcd that is not the cluster's, in a process of its own with a CA of its own, and returns what init wants to know of it.
-func foreignEtcd(t *testing.T) []string {
+// foreignEtcd starts an etcd that is not the cluster's, in a process of its own with a CA of its own, and returns what init wants to know of it, and its PID.
+func foreignEtcd(t *testing.T) (access []string, pid int) {
 	t.Helper()
 	dir := t.TempDir()
 	address := fmt.Sprintf("127.%d.%d.9", 1+rand.IntN(250), rand.IntN(250))
@@ -35,6 +35,7 @@ func foreignEtcd(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGCONT) // of a test that ended while it stood
 		_ = cmd.Process.Signal(syscall.SIGTERM) // gone already is what is wanted
 		_ = cmd.Wait()
 		_ = log.Close()
@@ -56,13 +57,13 @@ func foreignEtcd(t *testing.T) []string {
 	return []string{
 		"--etcd-endpoints", endpoint, "--etcd-ca", filepath.Join(pki, peer.CACertificateFile),
 		"--etcd-cert", filepath.Join(pki, peer.CertificateFile), "--etcd-key", filepath.Join(pki, peer.KeyFile),
-	}
+	}, cmd.Process.Pid
 }
 
 // The story: a cluster on an etcd of the user's. No host carries a member; hosts join with a token alone, and any of them goes.
 func TestAForeignStore(t *testing.T) {
 	t.Parallel()
-	access := foreignEtcd(t)
+	access, _ := foreignEtcd(t)
 	c := startCluster(t, lab.Options{Hosts: 2, Init: access})
 	for _, h := range c.Hosts {
 		if got, err := members(step(t), h); err != nil || len(got) != 0 {

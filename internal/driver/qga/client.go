@@ -182,7 +182,7 @@ func read(line []byte, result any) error {
 			return fault.New(fault.Incompatible, "%w", refusal)
 		}
 		return fault.New(fault.Conflict, "%w", refusal)
-	case a.Return == nil:
+	case a.Return == nil || string(a.Return) == "null": // no command returns null (QAPI: an empty result is {})
 		return fault.New(fault.Internal, "its answer has neither a result nor an error")
 	case result == nil:
 		return nil
