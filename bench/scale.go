@@ -269,6 +269,9 @@ func (h *simHost) begin(ctx context.Context, f *fleet) (err error) {
 	if h.store, err = store.Open(ctx, store.Config{Endpoints: []string{"https://" + f.proxy.address}, TLS: f.id.StoreTLS()}); err != nil {
 		return err
 	}
+	if err := h.store.Admit(ctx, h.id); err != nil {
+		return err
+	}
 	epoch, _, err := h.store.NextEpoch(ctx, h.id, "boot-"+string(h.id))
 	if err != nil {
 		return err

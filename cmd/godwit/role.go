@@ -202,7 +202,7 @@ func claim(ctx context.Context, c *hostConfig, identity *peer.Identity, r roleRu
 	if err := ownAddress(ctx, c.agentAddress()); err != nil {
 		return nil, nil, nil, err
 	}
-	conf := agent.AuthorityConfig{Host: c.Host, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log}
+	conf := agent.AuthorityConfig{Host: c.Host, Identity: identity, Warden: r.line, Settings: authoritySettings(r.set), RunDir: r.set.Run, Log: r.log}
 	waiting, done := context.WithCancel(ctx)
 	var standby sync.WaitGroup
 	alone := conf // StandBy has no store

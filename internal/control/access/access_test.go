@@ -58,6 +58,7 @@ func desk(t *testing.T) (d *access.Desk, stop func()) {
 	s, err := store.Open(t.Context(), store.Config{Endpoints: []string{endpoint}, TLS: id.StoreTLS()})
 	must(t, err)
 	t.Cleanup(func() { must(t, s.Close()) })
+	must(t, s.Admit(t.Context(), "host-1"))
 	now, _, err := s.NextEpoch(t.Context(), "host-1", "boot")
 	must(t, err)
 	return access.New(s, s.As("host-1", now.Epoch), task.New("host-1")), stop

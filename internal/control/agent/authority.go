@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/control/certificate"
 	"github.com/godwit-vm/godwit/internal/driver/host"
+	"github.com/godwit-vm/godwit/internal/driver/peer"
 	"github.com/godwit-vm/godwit/internal/driver/store"
 	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -49,6 +51,7 @@ type Warden interface {
 // AuthorityConfig is what Claim needs.
 type AuthorityConfig struct {
 	Host     inventory.HostID
+	Identity *peer.Identity
 	Store    *store.Store // for renewals alone, which wait behind nobody else's calls
 	Warden   Warden
 	Settings authority.Settings
@@ -89,7 +92,7 @@ func Claim(ctx context.Context, c AuthorityConfig) (*Authority, error) {
 			return nil, err
 		}
 	}
-	now, before, err := c.Store.NextEpoch(ctx, c.Host, boot)
+	now, before, err := certificate.Begin(ctx, c.Store, c.Host, c.Identity, boot)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,9 @@ import (
 // that is started later. For other trouble, and for a VM that is off or another's, it says nothing.
 func TestGiveUp(t *testing.T) {
 	s := storetest.Open(t)
+	if err := s.Admit(t.Context(), "host-1"); err != nil {
+		t.Fatal(err)
+	}
 	now, _, err := s.NextEpoch(t.Context(), "host-1", "boot-1")
 	ok(t, err)
 	a := &Agent{Config: Config{Host: "host-1", Store: s}, writer: s.As("host-1", now.Epoch)}

@@ -28,6 +28,9 @@ func TestTerms(t *testing.T) {
 func TestHeirLost(t *testing.T) {
 	s := storetest.Open(t)
 	host := func(id inventory.HostID, boot string) records {
+		if err := s.Admit(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
 		now, _, err := s.NextEpoch(t.Context(), id, boot)
 		ok(t, err)
 		return records{&Agent{Config: Config{Host: id, Store: s}, writer: s.As(id, now.Epoch)}}

@@ -30,6 +30,31 @@ type Holder struct {
 	Peers    *peer.Dialer
 }
 
+// Begin counts a start of the host's agent or witness (store.NextEpoch). A host that the store does not know has joined after the backup that the
+// store was restored from, and is let in again; or it was removed, which the list of revoked certificates tells: that
+// is fault.Denied. One that is removed meanwhile is fault.NotFound.
+func Begin(ctx context.Context, s *store.Store, host inventory.HostID, identity *peer.Identity, boot string) (now, before store.Epoch, err error) {
+	now, before, err = s.NextEpoch(ctx, host, boot)
+	if !fault.Is(err, fault.NotFound) {
+		return now, before, err
+	}
+	// A host that is not there cannot be removed: what the list says from here on is the last word.
+	list, _, failed := s.Revoked(ctx)
+	if failed == nil && len(list) > 0 {
+		failed = identity.SaveRevoked(list)
+	}
+	if failed == nil && identity.TakenBack() {
+		failed = identity.WasRemoved()
+	}
+	if failed == nil {
+		failed = s.Admit(ctx, host)
+	}
+	if failed != nil {
+		return now, before, failed
+	}
+	return s.NextEpoch(ctx, host, boot)
+}
+
 // Keep calls rotate when a third of the certificate's life is left, and again until that is done, until ctx ends.
 func Keep(ctx context.Context, identity *peer.Identity, log *slog.Logger, rotate func(context.Context) error) {
 	tick := time.NewTicker(lookEvery)

@@ -51,6 +51,7 @@ func TestAWitnessHasItsCertificateSigned(t *testing.T) {
 	ok(t, err)
 	s := storetest.Open(t)
 	known := func(host inventory.HostID, spec inventory.HostSpec) certificate.Holder {
+		ok(t, s.Admit(t.Context(), host))
 		now, _, err := s.NextEpoch(t.Context(), host, "boot-1")
 		ok(t, err)
 		w := s.As(host, now.Epoch)

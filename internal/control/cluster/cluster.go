@@ -37,6 +37,9 @@ type Config struct {
 	Log   *slog.Logger
 }
 
+// errResigns ends the term of a loop that wants another host to lead.
+var errResigns = errors.New("another host is to lead the cluster")
+
 // againAfter is the pause before a failed campaign or loop is begun again.
 const againAfter = 500 * time.Millisecond
 
@@ -71,7 +74,7 @@ func (c Config) lead(ctx context.Context, term *store.Term) {
 		all.Go(func() error {
 			for within.Err() == nil {
 				err := l.Run(within, term)
-				if over(err) {
+				if over(err) || errors.Is(err, errResigns) {
 					end()
 					return nil
 				}

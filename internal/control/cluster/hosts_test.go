@@ -83,6 +83,7 @@ func newScene(t *testing.T) *scene {
 // begin starts a host's agent: an epoch, a description, and renewals every 100 ms until it dies.
 func (s *scene) begin(id inventory.HostID, boot string, fencing inventory.Fencing, free inventory.Bytes) *living {
 	s.t.Helper()
+	must(s.t, s.store.Admit(s.t.Context(), id))
 	now, _, err := s.store.NextEpoch(s.t.Context(), id, boot)
 	must(s.t, err)
 	w := s.store.As(id, now.Epoch)

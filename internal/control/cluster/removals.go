@@ -28,25 +28,35 @@ type Removals struct {
 	merged bool // the store's list is not older than this host's
 }
 
-const removalsEvery = time.Second
+const (
+	removalsEvery = time.Second
+	// resignsAfter is how long a host leads that is to leave the cluster and that the election has chosen all the same: no other host led then.
+	resignsAfter = 30 * time.Second
+)
 
 // Name implements Loop.
 func (*Removals) Name() string { return "removals" }
 
 // Run implements Loop.
 func (r *Removals) Run(ctx context.Context, term *store.Term) error {
+	ctx, end := context.WithCancel(ctx)
 	changes := r.Store.Watch(ctx, store.Removals)
 	tick := time.NewTicker(removalsEvery)
 	defer tick.Stop()
 	defer func() {
+		end()
 		for range changes { // until the watch has ended
 			continue
 		}
 	}()
+	began := time.Now()
 	for {
 		within, done := context.WithTimeout(ctx, stepMax)
-		err := r.look(within, term)
+		leaves, err := r.look(within, term)
 		done()
+		if leaves && (!term.Leaves() || time.Since(began) >= resignsAfter) {
+			return errResigns
+		}
 		if err != nil && ctx.Err() == nil {
 			r.Log.LogAttrs(ctx, slog.LevelWarn, "removal of hosts", slog.Any("err", err))
 		}
@@ -59,12 +69,16 @@ func (r *Removals) Run(ctx context.Context, term *store.Term) error {
 	}
 }
 
-func (r *Removals) look(ctx context.Context, term *store.Term) error {
+// look takes a step with each removal, and reports whether the host that leads is to leave: it cannot take itself out, since it would end the epoch
+// under which it acts.
+func (r *Removals) look(ctx context.Context, term *store.Term) (leaves bool, err error) {
 	behind := r.merge(ctx, term)
 	all, err := r.Store.Removals(ctx)
 	for _, one := range all {
 		waits, err := "", behind
-		if err == nil {
+		if one.Host == term.Writer().Host() {
+			leaves, waits = true, "until another host leads the cluster"
+		} else if err == nil {
 			waits, err = r.remove(ctx, term, one)
 		}
 		if err != nil {
@@ -74,10 +88,10 @@ func (r *Removals) look(ctx context.Context, term *store.Term) error {
 			continue
 		}
 		if err := term.RemovalWaits(ctx, one.Host, waits); err != nil && !fault.Is(err, fault.NotFound) {
-			return err
+			return leaves, err
 		}
 	}
-	return errors.Join(behind, err)
+	return leaves, errors.Join(behind, err)
 }
 
 // merge brings the store's list of revoked certificates up to this host's own, once in a term: a restore takes the store back to an older one,

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -125,4 +126,44 @@ func removeUntil(t *testing.T, s *store.Store, w *store.Writer, ca *peer.CA, n i
 	kill()
 	must(t, <-ended)
 	return dead
+}
+
+// The host that leads is to leave: it lets another one lead, which takes it out, and its agent does not come back by a start.
+func TestTheLeaderLeaves(t *testing.T) {
+	s := storetest.Open(t)
+	first, second := writer(t, s, "host-1"), writer(t, s, "host-2")
+	ca, err := peer.NewCA("test")
+	must(t, err)
+	ctx, end := context.WithCancel(t.Context())
+	terms := make(chan inventory.HostID, 16)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer end()
+	leads := func(w *store.Writer) {
+		running.Go(func() {
+			_ = cluster.Run(ctx, cluster.Config{Host: w.Host(), Epoch: w.Epoch(), Store: s, Log: quiet, Loops: func(term *store.Term) []cluster.Loop {
+				terms <- term.Writer().Host()
+				return []cluster.Loop{&cluster.Removals{
+					Store: s, CA: func(context.Context) (*peer.CA, error) { return ca, nil }, Revoked: func() []byte { return nil },
+					Event: func(context.Context, inventory.Event) {}, Log: quiet,
+				}}
+			}}) // it ends with its epoch
+		})
+	}
+	leads(first)
+	if led := <-terms; led != "host-1" {
+		t.Fatalf("%s leads", led)
+	}
+	leads(second)
+	must(t, second.PlanRemoval(t.Context(), inventory.Removal{Host: "host-1", Since: time.Now()}))
+	until(t, "the host is out", func() bool {
+		_, err := s.Epoch(t.Context(), "host-1")
+		return fault.Is(err, fault.NotFound)
+	})
+	if led := <-terms; led != "host-2" || len(terms) > 0 {
+		t.Errorf("%s led next, and others %d times", led, len(terms))
+	}
+	if _, _, err := s.NextEpoch(t.Context(), "host-1", "boot"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("its agent starts: %v", err)
+	}
 }

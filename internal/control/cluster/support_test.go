@@ -22,6 +22,7 @@ func must(t *testing.T, err error) {
 // writer begins an epoch of a host's agent.
 func writer(t *testing.T, s *store.Store, host inventory.HostID) *store.Writer {
 	t.Helper()
+	must(t, s.Admit(t.Context(), host))
 	now, _, err := s.NextEpoch(t.Context(), host, "boot-"+string(host))
 	must(t, err)
 	return s.As(host, now.Epoch)

@@ -60,6 +60,7 @@ func serveStore(t *testing.T, conf store.ServerConfig) (stop func(), endpoint st
 // leadUpkeep runs the loop as the leader's only one until the test ends, and returns the kinds of the events so far.
 func leadUpkeep(t *testing.T, s *store.Store, host inventory.HostID) (w *store.Writer, kinds func() []string) {
 	t.Helper()
+	must(t, s.Admit(t.Context(), host))
 	epoch, _, err := s.NextEpoch(t.Context(), host, "boot")
 	if err != nil {
 		t.Fatal(err)
@@ -149,7 +150,7 @@ func TestUpkeepRescuesAFullStore(t *testing.T) {
 		t.Run(fmt.Sprintf("led=%v", led), func(t *testing.T) {
 			s := startSmall(t, 6<<20)
 			ctx := t.Context()
-			if err := s.InitCluster(ctx, "test"); err != nil {
+			if err := s.InitCluster(ctx, "test", "host-1", "host-2"); err != nil {
 				t.Fatal(err)
 			}
 			epoch, _, err := s.NextEpoch(ctx, "host-2", "boot")

@@ -47,7 +47,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	epoch, _, err := c.Store.NextEpoch(ctx, c.Host, boot)
+	epoch, _, err := certificate.Begin(ctx, c.Store, c.Host, c.Identity, boot)
 	if err != nil {
 		return err
 	}

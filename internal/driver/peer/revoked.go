@@ -141,6 +141,9 @@ func (id *Identity) Revoked() []byte {
 	return nil
 }
 
+// TakenBack reports whether this host's own certificate was, as its copy of the list says.
+func (id *Identity) TakenBack() bool { return id.revoked.has(id.shown.certificate(id).Leaf) }
+
 // revoked is the host's copy of the list, read again when the file is another one.
 type revoked struct {
 	dir string

@@ -47,6 +47,21 @@ func (s *Store) InitCluster(ctx context.Context, name string, first ...inventory
 	return fault.New(fault.Conflict, "init cluster %s: the store changed meanwhile: try again", name)
 }
 
+// Admit makes a host a member as UseToken does, but without a token: for one that has joined before (certificate.Begin). One that is a
+// member stays as it is.
+func (s *Store) Admit(ctx context.Context, host inventory.HostID) error {
+	if err := checkID("host", host); err != nil {
+		return err
+	}
+	epoch, err := hostEpochs.pack(Epoch{})
+	if err != nil {
+		return err
+	}
+	key := keyHost(host, partEpoch)
+	_, err = s.txn(ctx, []clientv3.Cmp{absent(key)}, []clientv3.Op{clientv3.OpPut(key, epoch)}, nil)
+	return fault.Wrap("admit", "host "+string(host), err)
+}
+
 // Cluster returns the cluster's name, or fault.NotFound before InitCluster.
 func (s *Store) Cluster(ctx context.Context) (string, error) {
 	rec, revision, err := load(ctx, s, keyCluster, clusters)

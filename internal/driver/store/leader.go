@@ -38,6 +38,7 @@ var ErrTermOver = errors.New("another host leads the cluster now")
 type Term struct {
 	w        *Writer
 	revision int64 // of keyTerm
+	leaves   bool
 
 	over chan struct{} // closed when the term has ended, or may have
 	end  func()
@@ -45,16 +46,18 @@ type Term struct {
 }
 
 // Lead waits until the host of the epoch leads the cluster, and returns its term. It returns an error when ctx ends, the store does not
-// answer, or the epoch is over (ErrEpochOver). The caller ends the term.
+// answer, or the epoch is over (ErrEpochOver). A host that is to leave the cluster leads only when no other has begun to for twice the silence. The
+// caller ends the term.
 func (s *Store) Lead(ctx context.Context, host inventory.HostID, epoch uint64) (*Term, error) {
 	candidate := s.As(host, epoch)
 	var seen [2]int64 // revisions of keyTerm and keyTermBeat
 	var since, looked time.Time
 	for {
-		resp, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpGet(keyTerm), clientv3.OpGet(keyTermBeat)}, nil)
+		resp, err := s.txn(ctx, nil, []clientv3.Op{clientv3.OpGet(keyTerm), clientv3.OpGet(keyTermBeat), clientv3.OpGet(keyRemoval(host))}, nil)
 		if err != nil {
 			return nil, err
 		}
+		leaves := len(resp.Responses[2].GetResponseRange().GetKvs()) > 0
 		now := time.Now()
 		holder, revisions := leaderOf(resp)
 		switch {
@@ -68,8 +71,15 @@ func (s *Store) Lead(ctx context.Context, host inventory.HostID, epoch uint64) (
 		}
 		looked = now
 		// The former agent of this host is no more, or this one would not have its epoch.
-		if holder == "" || holder == host || now.Sub(since) >= leaderSilence {
+		silence := leaderSilence
+		if leaves {
+			silence *= 2
+		}
+		if !leaves && (holder == "" || holder == host) || now.Sub(since) >= silence {
 			term, err := candidate.take(ctx, revisions)
+			if term != nil {
+				term.leaves = leaves
+			}
 			if term != nil || err != nil {
 				return term, err
 			}
@@ -78,7 +88,7 @@ func (s *Store) Lead(ctx context.Context, host inventory.HostID, epoch uint64) (
 		select {
 		case <-ctx.Done():
 			return nil, fault.New(fault.Canceled, "election: %w", ctx.Err())
-		case <-time.After(min(leaderLook, leaderSilence-now.Sub(since))):
+		case <-time.After(min(leaderLook, silence-now.Sub(since))):
 		}
 	}
 }
@@ -156,6 +166,9 @@ func (t *Term) Store() *Store { return t.w.s }
 
 // Number grows with every term of the cluster: calls of a leader carry it, and who was called by a later leader refuses them.
 func (t *Term) Number() uint64 { return uint64(t.revision) } //nolint:gosec // revisions are positive
+
+// Leaves reports whether the host was to leave the cluster already when its term began: no other host was there to lead.
+func (t *Term) Leaves() bool { return t.leaves }
 
 // Over is closed when the term has ended, or may have. What the leader does is safe without it; it says when to stop trying.
 func (t *Term) Over() <-chan struct{} { return t.over }

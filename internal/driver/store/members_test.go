@@ -38,6 +38,7 @@ func found(t *testing.T) *cohort {
 	must(t, err)
 	c.launch(t, id, "")
 	c.store = c.members["host-1"].open(t)
+	must(t, c.store.Admit(t.Context(), "host-1"))
 	epoch, _, err := c.store.NextEpoch(t.Context(), "host-1", "boot")
 	must(t, err)
 	c.term, err = c.store.Lead(t.Context(), "host-1", epoch.Epoch)

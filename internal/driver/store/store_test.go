@@ -95,6 +95,7 @@ func start(t *testing.T) (*store.Store, *store.Writer) {
 
 func writer(t *testing.T, s *store.Store, host inventory.HostID) *store.Writer {
 	t.Helper()
+	must(t, s.Admit(t.Context(), host))
 	epoch, _, err := s.NextEpoch(t.Context(), host, "boot-"+string(host))
 	if err != nil {
 		t.Fatal(err)

@@ -63,7 +63,8 @@ func (w *Writer) Epoch() uint64 { return w.epoch }
 
 // NextEpoch counts a start of the host's agent and returns the new epoch, from 1, and the record as it was before: whether the host was
 // fenced since its last agent began, and under which boot that was. Every Writer with an older epoch is refused from then on.
-// bootID is the kernel's boot id, by which others can tell a new boot from a new agent.
+// bootID is the kernel's boot id, by which others can tell a new boot from a new agent. A host that the cluster does not know is
+// fault.NotFound: it was removed, and must not come back by a start.
 func (s *Store) NextEpoch(ctx context.Context, host inventory.HostID, bootID string) (now, before Epoch, err error) {
 	if err := checkID("host", host); err != nil {
 		return now, before, err
@@ -73,6 +74,10 @@ func (s *Store) NextEpoch(ctx context.Context, host inventory.HostID, bootID str
 		old, revision, err := load(ctx, s, key, hostEpochs)
 		if err != nil {
 			return now, before, fault.Wrap("start epoch of", "host "+string(host), err)
+		}
+		if revision == 0 {
+			return now, before, fault.New(fault.NotFound, "start epoch of host %s: the cluster has no host of that name, it was removed: "+
+				"empty its data folder and join it again", host)
 		}
 		before = old.value
 		now = Epoch{Epoch: before.Epoch + 1, BootID: bootID, Fences: before.Fences}
