@@ -129,6 +129,16 @@ func (m *mistakes) secondMigration(t *testing.T, try func(...mistake)) {
 	if _, err := source.Godwit(step(t), "migration", "cancel", id); err != nil {
 		t.Fatal(err)
 	}
+	over := func() error { // as the store has it: the target's agent reads nothing else
+		vm, err := target.VM(step(t), "runs")
+		if err == nil && vm.GetStatus().GetState() != inventory.Running.String() {
+			err = fmt.Errorf("the vm is %s", vm.GetStatus().GetState())
+		}
+		return err
+	}
+	if err := lab.Until(t.Context(), stepMax, over); err != nil {
+		t.Fatal(err)
+	}
 	try(mistake{"canceling a migration twice", 1, words("migration cancel " + id), 4})
 }
 
