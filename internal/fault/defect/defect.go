@@ -1,8 +1,9 @@
-// Package defect holds the mistakes that the simulator must find. Each is a method of Seeded that says no; a file with the build tag
-// defect_NAME makes it say yes, and the rule that asks it is then broken. A program that is built without such a tag has none of
-// it: the compiler drops what depends on them. `make defects` builds each and demands that the simulator finds it.
+// Package defect holds the mistakes that the simulator or the explorer must find. Each is a method of Seeded that says no; a file with the
+// build tag defect_NAME makes it say yes, and the rule that asks it is then broken. A program that is built without such a tag has none of
+// it: the compiler drops what depends on them. `make defects` builds each and demands that it is found: by the explorer of policy/handover
+// where the rule is one of a single hand-over (the list EXPLORED in the Makefile), by the simulator otherwise.
 //
-// Only policy, the simulator and the few lines of control that carry a rule out ask it.
+// Only policy, the simulator, the explorer and the few lines of control that carry a rule out ask it.
 package defect
 
 // Seeded says which defects this program was built with.
@@ -91,3 +92,27 @@ func (none) ContUntold() bool { return false }
 
 // RenewalsReorder lets a renewal that was delayed overwrite a later one.
 func (none) RenewalsReorder() bool { return false }
+
+// ReleaseEarly releases before QEMU has completed: it may still fail, and run on.
+func (none) ReleaseEarly() bool { return false }
+
+// ResumeAfterRelease lets the source run again when nobody answers its release.
+func (none) ResumeAfterRelease() bool { return false }
+
+// ReturnedIgnored lets the source wait on when the target has given the VM back.
+func (none) ReturnedIgnored() bool { return false }
+
+// HeirLate switches over without waiting for the heir, which is named when QEMU is at it.
+func (none) HeirLate() bool { return false }
+
+// OldGeneration lets the target of an earlier generation become owner after a later one was begun.
+func (none) OldGeneration() bool { return false }
+
+// AuthorityUnchecked lets the target run without a look at how far its authority reaches.
+func (none) AuthorityUnchecked() bool { return false }
+
+// TakeoverFenced lets a loaded target run, instead of discarding, because the source is fenced.
+func (none) TakeoverFenced() bool { return false }
+
+// SecondSwitchover goes on copying under the same migration id when a switchover has failed.
+func (none) SecondSwitchover() bool { return false }

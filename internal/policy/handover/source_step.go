@@ -77,6 +77,10 @@ func (s Source) migrating(e SourceEvent) (Source, []SourceAction) {
 		// From aborting: the cancel came too late for QEMU, not for us, as nothing was released.
 		return s.because(inventory.Failed, "QEMU switched over without being told to", "").keep(e)
 	case SourceFailed:
+		if s.State == SourceSwitching && defect.Seeded.SecondSwitchover() {
+			s.State = SourceCopying
+			return s, nil
+		}
 		return s.because(inventory.Failed, "QEMU gave up the migration", e.Why).end()
 	case SourceGone:
 		return s.died(e)
@@ -106,11 +110,15 @@ func (s Source) switchover(e SourceEvent) (Source, []SourceAction) {
 	switch {
 	case e.Authority < AuthorityMargin:
 		return s.abort(inventory.Failed, "the source's authority was short at the switchover", e.Why)
-	case !s.Heir && !defect.Seeded.OwnerAfterCont():
+	case !s.Heir && !defect.Seeded.OwnerAfterCont() && !defect.Seeded.HeirLate():
 		s.State = SourceGate
 		return s, nil
 	}
 	s.State = SourceSwitching
+	if defect.Seeded.ReleaseEarly() {
+		next, release := s.decide(e)
+		return next, append([]SourceAction{{Kind: ContinueSwitchover}}, release...)
+	}
 	return s, []SourceAction{{Kind: ContinueSwitchover}, s.report(inventory.Switchover, "")}
 }
 
@@ -163,6 +171,9 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 			s.State = SourceMoved
 			return s, []SourceAction{s.report(inventory.OnTarget, ""), {Kind: KillSource}}
 		case AnswerReturned, AnswerDiscarded:
+			if defect.Seeded.ReturnedIgnored() {
+				return s, nil
+			}
 			return s.because(inventory.Failed, "the target gave the VM back", e.Why).keep(e)
 		case AnswerLost:
 			return s.drop(e)
@@ -179,6 +190,9 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 	case SourceCancel:
 		return s, []SourceAction{{Kind: RefuseCancel, Why: "the VM was released to the target and cannot be called back"}}
 	case SourceTick:
+		if defect.Seeded.ResumeAfterRelease() {
+			return s.because(inventory.Failed, "the target does not answer", "").keep(e)
+		}
 		actions := []SourceAction{{Kind: SendRelease}}
 		if s.Sends < UndecidedAfter {
 			if s.Sends++; s.Sends == UndecidedAfter {

@@ -1,5 +1,7 @@
 package handover
 
+import "github.com/godwit-vm/godwit/internal/fault/defect"
+
 // step is one thing that can happen in a world. A benign step needs no further fault: hosts that are able go on, messages
 // arrive, commands succeed.
 type step struct {
@@ -44,7 +46,7 @@ func (l *lab) qemuSteps(w world, add adder) {
 			add(true, l.newsA(n, SourceCompleted), "A's QEMU completes")
 		}
 	}
-	if w.aQEMU == alone && l.secondTry && l.sourceOf(w).State == SourceCopying {
+	if w.aQEMU == alone && (l.secondTry || defect.Seeded.SecondSwitchover()) && l.sourceOf(w).State == SourceCopying {
 		n.aQEMU = copying
 		add(true, n, "A migrates once more")
 	}
@@ -95,7 +97,8 @@ func (l *lab) sourceSteps(w world, add adder) {
 	if s.State == SourceCopying || s.State == SourceGate || s.State == SourceSwitching || s.State == SourceDone {
 		tell(s.State == SourceGate && w.heirs, "A's engine gives up", w, SourceEvent{Kind: SourceAbort})
 	}
-	if (s.State == SourceCopying || s.State == SourceGate) && w.owner == 'A' && !w.heirs && !w.aFenced {
+	asks := s.State == SourceCopying || s.State == SourceGate || s.State == SourceSwitching && defect.Seeded.HeirLate()
+	if asks && w.owner == 'A' && !w.heirs && !w.aFenced {
 		n := w
 		n.heir, n.heirs = true, true
 		add(true, l.newsA(n, SourceHeirSet), "A sets the heir")
@@ -242,7 +245,14 @@ func (l *lab) targetActs(w world, able bool, add adder) {
 		}
 	case Cont:
 		switch {
-		case w.bQEMU == loaded && w.bAuth != lost:
+		case w.bQEMU == loaded && w.bAuth == short && defect.Seeded.AuthorityUnchecked():
+			// It may reach QEMU when the warden has looked already, and has let a VM be that does not run.
+			n := runB(w)
+			n.bAuth = lost
+			add(able, n, who, does, "as its authority ends")
+		case w.bQEMU == loaded && w.bAuth == short:
+			add(able, l.tellB(w, TargetEvent{Kind: TargetContFailed}), who, does, "no more, as its authority is short")
+		case w.bQEMU == loaded && w.bAuth == good:
 			add(able, l.newsB(runB(w), TargetContOK), who, does)
 			add(false, l.tellB(w, TargetEvent{Kind: TargetContFailed}), who, does, "but QEMU refuses")
 		case w.bQEMU == running:
@@ -261,7 +271,7 @@ func (l *lab) targetActs(w world, able bool, add adder) {
 	case WriteOwner:
 		switch {
 		case w.bFenced: // the store refuses an old epoch
-		case w.owner == 'A' && w.heir:
+		case w.owner == 'A' && w.heir || w.owner != 'B' && defect.Seeded.OldGeneration():
 			w.owner, w.heir = 'B', false
 			w = l.newsB(w, TargetOwnerWritten)
 		case w.owner == 'B':
@@ -378,7 +388,7 @@ func (l *lab) leaderSteps(w world, add adder) {
 		n.bFenced, n.bSettled = true, true
 		add(true, n, "the leader fences B")
 	}
-	if w.cold != 0 {
+	if w.cold != 0 && (w.owner == w.cold || w.owner == 'C') {
 		return
 	}
 	var may bool
@@ -392,6 +402,9 @@ func (l *lab) leaderSteps(w world, add adder) {
 	}
 	cold := func(at byte, name string) {
 		n := w
+		if w.cold != 0 {
+			n.bad = twoRunning
+		}
 		n.cold, n.owner, n.heir, n.aStale, n.bStale = at, at, false, true, true
 		add(true, n, name)
 	}
