@@ -22,6 +22,26 @@ type MigrationSpec struct {
 	Canceled    bool
 }
 
+// Mode is how the memory of a running VM gets to the target.
+type Mode int
+
+// The modes. PreCopyOnly can be given up at any moment before the release, and then the VM runs on at the source; PostCopy not after
+// QEMU's switch.
+const (
+	PreCopyOnly Mode = iota // the VM runs at the target when all memory is there
+	PostCopy                // the VM runs at the target with what is there, and pulls the rest from the source
+)
+
+var modeNames = [...]string{"pre-copy", "post-copy"}
+
+// String returns the mode's name as logs show it.
+func (m Mode) String() string {
+	if m < 0 || int(m) >= len(modeNames) {
+		return "unknown"
+	}
+	return modeNames[m]
+}
+
 // Phase is where a migration stands. The order of the constants is the order of the phases.
 type Phase int
 

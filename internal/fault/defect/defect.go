@@ -116,3 +116,6 @@ func (none) TakeoverFenced() bool { return false }
 
 // SecondSwitchover goes on copying under the same migration id when a switchover has failed.
 func (none) SecondSwitchover() bool { return false }
+
+// PullSourceKilled ends the source's QEMU when the target runs, though the target still pulls from it.
+func (none) PullSourceKilled() bool { return false }

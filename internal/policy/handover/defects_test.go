@@ -161,7 +161,11 @@ func TestTheExplorerFindsEachBrokenRule(t *testing.T) {
 		}(), []string{two, stale}},
 	} {
 		t.Run(defect.name, func(t *testing.T) {
-			defect.rules.noBudget, defect.rules.noFences = defect.needs != faultsToo, defect.needs != fencesToo
+			defect.rules.free = true
+			defect.rules.noFences = defect.needs != fencesToo
+			if defect.needs == faultsToo {
+				defect.rules.budget = 1
+			}
 			n, found := explore(defect.rules)
 			if found == nil {
 				t.Fatalf("%d states, and nothing was found: the explorer is blind to this rule", n)

@@ -2,11 +2,14 @@ package handover
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // finding is what an exploration found wrong, with the shortest way there.
@@ -76,10 +79,32 @@ func explore(r rules) (int, *finding) {
 	}
 	for i := range worlds { // breadth first: the first one has the shortest way
 		if !well[i] {
-			return len(worlds), &finding{"stuck: " + worlds[i].String(), path(int32(i))}
+			return len(worlds), &finding{"stuck: " + l.tell(worlds[i]), path(int32(i))}
 		}
 	}
 	return len(worlds), nil
+}
+
+// walks are what the test walks.
+func walks() []walk {
+	var list []walk
+	for line := range strings.SplitSeq(os.Getenv("WALKS"), ";") {
+		var m, b, f int
+		fmt.Sscan(line, &m, &b, &f)
+		list = append(list, walk{mode: inventory.Mode(m), budget: uint8(b), free: f == 1})
+	}
+	return list
+}
+
+func (k walk) String() string {
+	text := fmt.Sprintf("%s, %d faults", k.mode, k.budget)
+	if k.free {
+		text += " and any number of those that are free"
+	}
+	if k.noFences {
+		text += ", no fences"
+	}
+	return text
 }
 
 // TestNoInterleavingBreaksTheHandOver walks every interleaving of the two ends and of all that may go wrong around them. It also
@@ -105,15 +130,11 @@ func TestNoInterleavingBreaksTheHandOver(t *testing.T) {
 		}
 		return next, actions
 	}
-	walks := []rules{r}
-	if raced {
-		r.noBudget = true
-		walks[0].noFences = true
-		walks = append(walks, r)
-	}
-	for _, walk := range walks {
-		n, found := explore(walk)
-		t.Logf("%d states", n)
+	for _, walk := range walks() {
+		r.walk = walk
+		began := time.Now()
+		n, found := explore(r)
+		t.Logf("%s: %d states in %.1fs", walk, n, time.Since(began).Seconds())
 		if found != nil && len(defect.Names) > 0 {
 			fmt.Printf("explorer: found in %d states: %s\n", n, found.what)
 			return

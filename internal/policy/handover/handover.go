@@ -32,6 +32,8 @@
 //     copying and gate.
 //   - A cont whose outcome is unknown (QEMU closed the socket, or did not answer in time) did not fail. The driver of the
 //     machine finds out, and gives gone, resumed or failed. A cont that was certainly never sent did fail.
+//   - In post-copy the source's loss comes from the source's word, or from the store: its host was fenced, booted or removed since the
+//     migration was prepared. It is TargetPullLost only when QEMU, asked after that, has not completed; else TargetLoaded comes first.
 //   - Ticks (SourceTick, TargetTick) come whenever a wait has lasted some bound that the caller names, for as long as
 //     Final is false.
 //   - A VM whose QEMU is gone is started again by its owner only when the owner's end of the migration is Final.
@@ -80,9 +82,10 @@ type Entry struct {
 type Answer string
 
 // The answers. Each is final: a target that gave one never gives another one but for Discarded and Returned, which say the same
-// to a discard and to a release.
+// to a discard and to a release, and for Pulled, which comes after Running.
 const (
-	AnswerRunning   Answer = "running"   // the target has the VM: it runs or ran there
+	AnswerRunning   Answer = "running"   // the target has the VM: it runs or ran there; in post-copy: and pulls still
+	AnswerPulled    Answer = "pulled"    // post-copy: the target has the VM, and needs the source's QEMU no more
 	AnswerReturned  Answer = "returned"  // to a release: it never ran there and never will
 	AnswerDiscarded Answer = "discarded" // to a discard or unasked: it never ran there and never will
 	AnswerLost      Answer = "lost"      // the target's host was rebooted: nothing runs there, but it may have run

@@ -7,7 +7,7 @@ import (
 
 var allSourceStates = []SourceState{
 	SourceCopying, SourceGate, SourceSwitching, SourceAborting, SourceDone, SourceReleased, SourceKeeping, SourceResuming,
-	SourceWithdrawing, SourceMoved, SourceDropped, SourceEnding, SourceAdopted, SourceOver,
+	SourceWithdrawing, SourceSwitched, SourceServing, SourceMoved, SourceDropped, SourceEnding, SourceAdopted, SourceOver,
 }
 
 var allTargetStates = []TargetState{
@@ -16,28 +16,28 @@ var allTargetStates = []TargetState{
 }
 
 var allSourceActions = []SourceActionKind{
-	ContinueSwitchover, CancelCopy, SourceJournal, SendRelease, SendDiscard, ResumeHere, KillSource, FreeSource, ClearHeir,
+	ContinueSwitchover, CancelCopy, SourceJournal, SendRelease, SendDiscard, SendPullLost, ResumePull, ResumeHere, KillSource, FreeSource, ClearHeir,
 	RecordDiscarded, RefuseCancel, SourceReport, SourceViolation,
 }
 
 var allTargetActions = []TargetActionKind{
-	TargetJournal, Cont, SendAnswer, KillTarget, FreeTarget, OpenPort, WriteOwner, TargetViolation,
+	TargetJournal, Cont, SendAnswer, RecoverPull, KillTarget, FreeTarget, OpenPort, WriteOwner, TargetViolation,
 }
 
 var allSourceEvents = []SourceEventKind{
-	SourceHeirSet, SourceHeirRefused, SourceHeirCleared, SourceStopped, SourceCompleted, SourceFailed, SourceGone, SourceCancel,
+	SourceHeirSet, SourceHeirRefused, SourceHeirCleared, SourceStopped, SourceCompleted, SourcePull, SourcePullPaused, SourceFailed, SourceGone, SourceCancel,
 	SourceAbort, SourceAnswered, SourceTargetFenced, SourceOwnerTarget, SourceOwnerOther, SourceTick, SourceJournalFailed,
-	SourceResumed, SourceResumeFailed, SourceFoundRunning, SourceFoundCopying, SourceFoundDone, SourceFoundGone,
+	SourceResumed, SourceResumeFailed, SourceFoundRunning, SourceFoundCopying, SourceFoundDone, SourceFoundPull, SourceFoundPulled, SourceFoundGone,
 	SourceFoundRebooted,
 }
 
 var allTargetEvents = []TargetEventKind{
-	TargetPrepared, TargetLoaded, TargetReleased, TargetDiscard, TargetContOK, TargetContFailed, TargetGone, TargetAuthorityShort,
+	TargetPrepared, TargetLoaded, TargetPull, TargetPullPaused, TargetPullLost, TargetReleased, TargetDiscard, TargetContOK, TargetContFailed, TargetGone, TargetAuthorityShort,
 	TargetOwnerWritten, TargetOwnerRefused, TargetTick, TargetJournalFailed, TargetFoundIncoming, TargetFoundLoaded,
-	TargetFoundRunning, TargetFoundGone, TargetFoundRebooted,
+	TargetFoundRunning, TargetFoundPull, TargetFoundPulling, TargetFoundGone, TargetFoundRebooted,
 }
 
-var allAnswers = []Answer{AnswerRunning, AnswerReturned, AnswerDiscarded, AnswerLost}
+var allAnswers = []Answer{AnswerRunning, AnswerPulled, AnswerReturned, AnswerDiscarded, AnswerLost}
 
 // flags returns the name with the flags that are up, in the order of the alphabet.
 func flags(name string, up map[string]bool) string {

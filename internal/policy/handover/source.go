@@ -31,7 +31,7 @@ type SourceState string
 // never released: the source lets it run again), and through ending, which takes the heir back, to over. After the release
 // only the target's answer moves the source: running to moved, returned to keeping.
 //
-// Three states are not in the drawing.
+// Five states are not in the drawing.
 //
 // Dropped follows released or moved when the target is fenced without being owner: its memory may have run and is gone, and this
 // memory may be older than the disk. Both are given up, and the VM starts cold with a later generation.
@@ -42,6 +42,11 @@ type SourceState string
 // Withdrawing is a source that cannot trust its journal: released may be in it or not, as the write failed or the host was
 // rebooted. It asks the target to discard, and only the target's final word moves it on. Without that a later restart could find
 // the entry, and release a VM that runs here.
+//
+// Switched and serving are of post-copy (source_pull.go). Switched follows switching or aborting when QEMU reports postcopy-active: its
+// vCPUs never run again, and the release, which is decided right then, may have to wait for authority or for the journal. Serving
+// follows released when the target runs: this QEMU still has memory that the target pulls, and is ended when that is over. Then moved or
+// over follow, whichever the store's word on the owner allows.
 const (
 	SourceCopying     SourceState = "copying"     // QEMU copies while the VM runs here
 	SourceGate        SourceState = "gate"        // QEMU has stopped at pre-switchover, the heir is not set yet
@@ -52,6 +57,8 @@ const (
 	SourceKeeping     SourceState = "keeping"     // the VM is to run here again and waits for authority
 	SourceResuming    SourceState = "resuming"    // cont was ordered here
 	SourceWithdrawing SourceState = "withdrawing" // the target is asked to discard, and only its word counts
+	SourceSwitched    SourceState = "switched"    // post-copy: QEMU has switched over, the release is not decided
+	SourceServing     SourceState = "serving"     // post-copy: the target runs it and pulls
 	SourceMoved       SourceState = "moved"       // the target runs it and is not owner yet
 	SourceDropped     SourceState = "dropped"     // the target was fenced after the release: this memory is given up
 	SourceEnding      SourceState = "ending"      // the attempt is over, the heir is being cleared
@@ -69,6 +76,8 @@ const (
 	SourceHeirCleared   SourceEventKind = "heir-cleared"    // the store names this host owner and no heir (any more)
 	SourceStopped       SourceEventKind = "pre-switchover"  // QEMU has stopped the vCPUs and waits for migrate-continue
 	SourceCompleted     SourceEventKind = "completed"       // QEMU reports completed
+	SourcePull          SourceEventKind = "pull"            // post-copy: QEMU reports postcopy-active: it has switched, or the pull goes on
+	SourcePullPaused    SourceEventKind = "pull-paused"     // post-copy: QEMU reports postcopy-paused: the stream is broken
 	SourceFailed        SourceEventKind = "failed"          // QEMU reports failed or cancelled, or never began: it runs on
 	SourceGone          SourceEventKind = "gone"            // the QEMU process has ended
 	SourceCancel        SourceEventKind = "cancel"          // a user asks to cancel
@@ -83,7 +92,9 @@ const (
 	SourceResumeFailed  SourceEventKind = "resume-failed"   // QEMU refused cont, or authority was short right before it
 	SourceFoundRunning  SourceEventKind = "found-running"   // after a restart: it runs, no migration is under way
 	SourceFoundCopying  SourceEventKind = "found-migrating" // after a restart: QEMU still migrates
-	SourceFoundDone     SourceEventKind = "found-completed" // after a restart: it completed a migration, vCPUs stopped
+	SourceFoundDone     SourceEventKind = "found-completed" // after a restart: it completed a migration without a pull, vCPUs stopped
+	SourceFoundPull     SourceEventKind = "found-pull"      // after a restart: it has switched to post-copy, the pull goes on or is paused
+	SourceFoundPulled   SourceEventKind = "found-pulled"    // after a restart: it completed a migration, the last of it by a pull
 	SourceFoundGone     SourceEventKind = "found-gone"      // after a restart: no process, and the journal is of this boot
 	SourceFoundRebooted SourceEventKind = "found-rebooted"  // after a reboot: no process, and the run directory is gone with its journal
 )
@@ -104,7 +115,8 @@ const (
 	// ContinueSwitchover lets QEMU go on from pre-switchover (migrate-continue).
 	ContinueSwitchover SourceActionKind = "continue-switchover"
 	// CancelCopy tells QEMU to cancel, and cuts the stream when it does not answer. Before QEMU was told to migrate it is
-	// answered at once with SourceFailed.
+	// answered at once with SourceFailed. In post-copy it is only cut once ContinueSwitchover was given: a QEMU that has switched
+	// meanwhile would end the VM with its migration, and outlives a cut.
 	CancelCopy SourceActionKind = "cancel-copy"
 	// SourceJournal appends Entry; what follows in the list is done only when it is written.
 	SourceJournal SourceActionKind = "journal"
@@ -112,6 +124,10 @@ const (
 	SendRelease SourceActionKind = "send-release"
 	// SendDiscard tells the target to discard, the same ways.
 	SendDiscard SourceActionKind = "send-discard"
+	// SendPullLost tells the target that this QEMU is gone and that nothing more can be pulled, the same ways.
+	SendPullLost SourceActionKind = "send-pull-lost"
+	// ResumePull connects the own QEMU to the target's anew, after a pause of the pull (migrate with resume).
+	ResumePull SourceActionKind = "resume-pull"
 	// ResumeHere sends cont to the own QEMU, after a last look at the authority (short: SourceResumeFailed).
 	ResumeHere SourceActionKind = "resume-here"
 	// KillSource ends the own QEMU and waits for its end; nothing to do when it is gone.
@@ -144,6 +160,7 @@ type SourceAction struct {
 // whoever drives the migration keeps the last one that Step returned.
 type Source struct {
 	Migration inventory.MigrationID `json:"migration"`
+	Mode      inventory.Mode        `json:"mode,omitempty"` // whoever drives the machine sets it right after NewSource or RestoreSource
 	State     SourceState           `json:"state"`
 	Heir      bool                  `json:"heir,omitempty"`     // the store named the heir
 	Released  bool                  `json:"released,omitempty"` // the release was decided
@@ -152,6 +169,10 @@ type Source struct {
 	Gone      bool                  `json:"gone,omitempty"`     // the own QEMU has ended
 	Running   bool                  `json:"running,omitempty"`  // withdrawing while the own QEMU runs
 	Dropped   bool                  `json:"dropped,omitempty"`  // the memory here was given up for good
+	Switched  bool                  `json:"switched,omitempty"` // post-copy: the own QEMU has switched, its vCPUs never run again
+	Pulled    bool                  `json:"pulled,omitempty"`   // post-copy: the target needs the own QEMU no more
+	Paused    bool                  `json:"paused,omitempty"`   // post-copy: the pull is paused
+	Owned     bool                  `json:"owned,omitempty"`    // post-copy: the store names the target owner, and the pull is not over
 	Sends     int                   `json:"sends,omitempty"`    // releases without an answer, up to UndecidedAfter
 	Resumes   int                   `json:"resumes,omitempty"`  // failed tries to run here, up to ResumesMax
 }
@@ -162,7 +183,8 @@ func NewSource(id inventory.MigrationID) Source {
 }
 
 // RestoreSource returns the source's end after a restart of the agent, from the VM's journal. The first event must be one of
-// SourceFound…, or SourceOwnerTarget or SourceOwnerOther when the store names a new owner already.
+// SourceFound…, or SourceOwnerTarget or SourceOwnerOther when the store names a new owner already; in post-copy one of SourceFound… follows
+// SourceOwnerTarget.
 func RestoreSource(id inventory.MigrationID, entries []Entry) Source {
 	s := Source{Migration: id, State: SourceAdopted, Ends: inventory.Failed, Why: "the source's agent was restarted"}
 	switch {

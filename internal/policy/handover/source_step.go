@@ -19,6 +19,10 @@ func (s Source) Step(e SourceEvent) (Source, []SourceAction) {
 		return s.done(e)
 	case SourceReleased:
 		return s.released(e)
+	case SourceSwitched:
+		return s.switched(e)
+	case SourceServing:
+		return s.serving(e)
 	case SourceKeeping, SourceResuming:
 		return s.resuming(e)
 	case SourceWithdrawing:
@@ -35,6 +39,9 @@ func (s Source) Step(e SourceEvent) (Source, []SourceAction) {
 
 // owned is what the store's word on the owner does, in any state: it comes before all that QEMU says.
 func (s Source) owned(e SourceEvent) (Source, []SourceAction) {
+	if e.Kind == SourceOwnerTarget && s.mayServe() {
+		return s.owes()
+	}
 	phase := inventory.Completed
 	if e.Kind == SourceOwnerOther {
 		phase, s = inventory.Failed, s.because(inventory.Failed, "the VM was started again elsewhere", e.Why)
@@ -51,6 +58,11 @@ func (s Source) owned(e SourceEvent) (Source, []SourceAction) {
 	if phase == inventory.Completed {
 		s.Ends, s.Why = phase, ""
 	}
+	return s.leave()
+}
+
+// leave ends and frees everything here: the VM is somebody else's.
+func (s Source) leave() (Source, []SourceAction) {
 	s.State, s.Gone = SourceOver, true
 	return s, []SourceAction{{Kind: KillSource}, {Kind: FreeSource}, s.report(s.Ends, s.Why)}
 }
@@ -76,6 +88,8 @@ func (s Source) migrating(e SourceEvent) (Source, []SourceAction) {
 		}
 		// From aborting: the cancel came too late for QEMU, not for us, as nothing was released.
 		return s.because(inventory.Failed, "QEMU switched over without being told to", "").keep(e)
+	case SourcePull, SourcePullPaused:
+		return s.parted(e)
 	case SourceFailed:
 		if s.State == SourceSwitching && defect.Seeded.SecondSwitchover() {
 			s.State = SourceCopying
@@ -85,13 +99,17 @@ func (s Source) migrating(e SourceEvent) (Source, []SourceAction) {
 	case SourceGone:
 		return s.died(e)
 	case SourceCancel:
+		if s.Mode == inventory.PostCopy && s.State == SourceSwitching {
+			// QEMU may have switched already: then a cut ends the VM.
+			return s, []SourceAction{{Kind: RefuseCancel, Why: "QEMU switches over to the target"}}
+		}
 		return s.abort(inventory.Canceled, either(e.Why, "canceled"), "")
 	case SourceAbort:
 		return s.abort(inventory.Failed, either(e.Why, "given up"), "")
 	case SourceTargetFenced:
 		return s.abort(inventory.Failed, "the target was fenced", e.Why)
 	case SourceAnswered:
-		if e.Answer == AnswerRunning {
+		if e.runs() {
 			return s.violated("the target says that it runs a VM that was never released to it")
 		}
 		return s.abort(inventory.Failed, "the target discarded", e.Why)
@@ -127,6 +145,9 @@ func (s Source) switchover(e SourceEvent) (Source, []SourceAction) {
 func (s Source) decide(e SourceEvent) (Source, []SourceAction) {
 	if e.Authority < AuthorityMargin {
 		s.State = SourceDone
+		if s.Switched {
+			s.State = SourceSwitched
+		}
 		return s, nil
 	}
 	s.State, s.Released, s.Sends = SourceReleased, true, 1
@@ -147,7 +168,7 @@ func (s Source) done(e SourceEvent) (Source, []SourceAction) {
 	case SourceTargetFenced:
 		return s.because(inventory.Failed, "the target was fenced", e.Why).keep(e)
 	case SourceAnswered:
-		if e.Answer == AnswerRunning {
+		if e.runs() {
 			return s.violated("the target says that it runs a VM that was never released to it")
 		}
 		return s.because(inventory.Failed, "the target discarded", e.Why).keep(e)
@@ -167,7 +188,10 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 	switch e.Kind {
 	case SourceAnswered:
 		switch e.Answer {
-		case AnswerRunning:
+		case AnswerRunning, AnswerPulled:
+			if s.Switched && !s.Pulled && e.Answer == AnswerRunning {
+				return s.serve()
+			}
 			s.State = SourceMoved
 			return s, []SourceAction{s.report(inventory.OnTarget, ""), {Kind: KillSource}}
 		case AnswerReturned, AnswerDiscarded:
@@ -180,13 +204,20 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 		}
 	case SourceTargetFenced:
 		return s.drop(e)
+	case SourcePull, SourcePullPaused, SourceCompleted:
+		return s.pull(e)
 	case SourceJournalFailed:
+		if s.Switched {
+			s.State = SourceSwitched // it cannot run on here: the next tick tries again
+			return s, nil
+		}
 		// The release was not sent, as the entry came before it. But the entry may be there, and a restarted agent would act on
 		// it: so the VM runs here again only when the target can no longer take that release.
 		s.State = SourceWithdrawing
 		return s.because(inventory.Failed, "the release could not be journalled", e.Why), []SourceAction{{Kind: SendDiscard}}
 	case SourceGone:
 		s.Gone = true
+		return s, s.pulls()
 	case SourceCancel:
 		return s, []SourceAction{{Kind: RefuseCancel, Why: "the VM was released to the target and cannot be called back"}}
 	case SourceTick:
@@ -199,7 +230,7 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 				actions = append(actions, s.report(inventory.Undecided, "the VM was released and the target does not answer"))
 			}
 		}
-		return s, actions
+		return s, append(actions, s.pulls()...)
 	default:
 	}
 	return s, nil
@@ -210,6 +241,9 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 func (s Source) keep(e SourceEvent) (Source, []SourceAction) {
 	if s.Gone {
 		return s.end()
+	}
+	if s.Switched {
+		return s.forsake()
 	}
 	if e.Authority < AuthorityMargin {
 		s.State = SourceKeeping
@@ -252,7 +286,7 @@ func (s Source) resuming(e SourceEvent) (Source, []SourceAction) {
 	case SourceGone:
 		return s.died(e)
 	case SourceAnswered:
-		if e.Answer == AnswerRunning {
+		if e.runs() {
 			return s.violated("the target says that it runs a VM that it had given back")
 		}
 	default:
@@ -272,10 +306,12 @@ func (s Source) withdrawing(e SourceEvent) (Source, []SourceAction) {
 		switch {
 		case e.Answer == AnswerLost:
 			return s.forgone(e)
-		case e.Answer != AnswerRunning:
+		case !e.runs():
 			return s.reclaimed(e)
 		case s.Running:
 			return s.violated("the target says that it runs a VM that runs here")
+		case s.Mode == inventory.PostCopy && s.Gone && e.Answer == AnswerRunning:
+			return s.serve()
 		}
 		s.State = SourceMoved
 		return s, []SourceAction{s.report(inventory.OnTarget, ""), {Kind: KillSource}}
@@ -336,7 +372,9 @@ func (s Source) settled(e SourceEvent) (Source, []SourceAction) {
 		}
 	case SourceAnswered:
 		switch {
-		case s.State == SourceDropped || e.Answer == AnswerRunning:
+		case s.State == SourceDropped && (e.Answer == AnswerReturned || e.Answer == AnswerDiscarded):
+			return s.end() // it was fenced before it could run the VM, and joined again: the VM is this host's to start
+		case s.State == SourceDropped || e.runs():
 		case e.Answer == AnswerLost:
 			return s.drop(e)
 		default:
@@ -353,7 +391,7 @@ func (s Source) settled(e SourceEvent) (Source, []SourceAction) {
 func (s Source) adopted(e SourceEvent) (Source, []SourceAction) {
 	//exhaustive:ignore
 	switch e.Kind {
-	case SourceFoundRunning, SourceFoundCopying, SourceFoundDone, SourceFoundGone, SourceFoundRebooted:
+	case SourceFoundRunning, SourceFoundCopying, SourceFoundDone, SourceFoundPull, SourceFoundPulled, SourceFoundGone, SourceFoundRebooted:
 	default:
 		return s, nil // will come again: nothing is decided before QEMU was looked at
 	}
@@ -362,6 +400,8 @@ func (s Source) adopted(e SourceEvent) (Source, []SourceAction) {
 	case s.Dropped:
 		s.State, s.Gone = SourceDropped, true
 		return s, append([]SourceAction{{Kind: KillSource}}, s.dropped()...)
+	case s.Owned, e.Kind == SourceFoundPull, e.Kind == SourceFoundPulled, s.Released && e.Kind == SourceFoundGone && s.Mode == inventory.PostCopy:
+		return s.adoptedPull(e)
 	case e.Kind == SourceFoundRebooted:
 		// The journal is lost with the reboot, so released is taken as said.
 		s.State, s.Released = SourceWithdrawing, true
@@ -410,7 +450,7 @@ func (s Source) ending(e SourceEvent) (Source, []SourceAction) {
 		}
 	case SourceAnswered:
 		// A late running is harmless where this memory went with a new owner.
-		if e.Answer == AnswerRunning && s.Ends != inventory.Completed && !s.Dropped {
+		if e.runs() && s.Ends != inventory.Completed && !s.Dropped {
 			return s.violated("the target says that it runs a VM that it may not run")
 		}
 	default:
@@ -433,6 +473,9 @@ func (s Source) died(e SourceEvent) (Source, []SourceAction) {
 	s.Gone = true
 	return s.because(inventory.Failed, "the source's QEMU ended", e.Why).end()
 }
+
+// runs reports whether the target says that it has the VM.
+func (e SourceEvent) runs() bool { return e.Answer == AnswerRunning || e.Answer == AnswerPulled }
 
 // because keeps the first reason why the attempt is over.
 func (s Source) because(phase inventory.Phase, why, detail string) Source {

@@ -28,6 +28,9 @@ type TargetState string
 // host was rebooted, so that its journal is gone: the VM may have run here, and the target says just that. A restart in resuming
 // leaves the same doubt in a smaller form: QEMU may have run and stopped or died since. Such a target never says
 // returned; it goes on to run the VM, and if it cannot, it takes the VM over as one that crashed here.
+//
+// In post-copy (target_pull.go) loaded means that the device state is here and the vCPUs may run; a part of the memory is at the source
+// still. The target pulls it in any state from loaded on, and is not over before that ends.
 const (
 	TargetPreparing  TargetState = "preparing"  // QEMU and the switch port are being made
 	TargetIncoming   TargetState = "incoming"   // QEMU listens or loads
@@ -48,6 +51,9 @@ type TargetEventKind string
 const (
 	TargetPrepared       TargetEventKind = "prepared"        // QEMU listens, the switch port is reserved
 	TargetLoaded         TargetEventKind = "loaded"          // QEMU reports the incoming migration completed
+	TargetPull           TargetEventKind = "pull"            // post-copy: QEMU reports postcopy-active: the vCPUs may run, or the pull goes on
+	TargetPullPaused     TargetEventKind = "pull-paused"     // post-copy: QEMU reports postcopy-paused: the stream is broken
+	TargetPullLost       TargetEventKind = "pull-lost"       // post-copy: the source's QEMU or host is lost, and the own QEMU, asked after that, is not whole
 	TargetReleased       TargetEventKind = "release"         // the source's release, perhaps not the first
 	TargetDiscard        TargetEventKind = "discard"         // the source, the leader or this host's engine gives up
 	TargetContOK         TargetEventKind = "cont-ok"         // QEMU runs
@@ -61,6 +67,8 @@ const (
 	TargetFoundIncoming  TargetEventKind = "found-incoming"  // after a restart: QEMU has not loaded everything
 	TargetFoundLoaded    TargetEventKind = "found-loaded"    // after a restart: QEMU has loaded and is stopped
 	TargetFoundRunning   TargetEventKind = "found-running"   // after a restart: vCPUs run, or stopped by a guest's panic or I/O error
+	TargetFoundPull      TargetEventKind = "found-pull"      // after a restart: vCPUs stopped and able to run, the pull is not over
+	TargetFoundPulling   TargetEventKind = "found-pulling"   // after a restart: vCPUs run, the pull is not over
 	TargetFoundGone      TargetEventKind = "found-gone"      // after a restart: no process, and the journal is of this boot
 	TargetFoundRebooted  TargetEventKind = "found-rebooted"  // after a reboot: no process, and the run directory is gone with its journal
 )
@@ -83,6 +91,8 @@ const (
 	Cont TargetActionKind = "cont"
 	// SendAnswer tells the source Answer: over the stream, and through the migration's record when the stream is gone.
 	SendAnswer TargetActionKind = "answer"
+	// RecoverPull lets the own QEMU listen for the source's anew, after a pause of the pull (migrate-recover).
+	RecoverPull TargetActionKind = "recover-pull"
 	// KillTarget ends the own QEMU and waits for its end, so that its image locks are free; nothing to do when it is gone.
 	KillTarget TargetActionKind = "kill"
 	// FreeTarget removes what was made here but the journal, which stays until the migration's record is final; the number of
@@ -108,10 +118,13 @@ type TargetAction struct {
 // whoever drives the migration keeps the last one that Step returned.
 type Target struct {
 	Migration inventory.MigrationID `json:"migration"`
+	Mode      inventory.Mode        `json:"mode,omitempty"` // whoever drives the machine sets it right after NewTarget or RestoreTarget
 	State     TargetState           `json:"state"`
 	Released  bool                  `json:"released,omitempty"` // the release is here
 	Doubt     bool                  `json:"doubt,omitempty"`    // restarted in resuming: it may have run
 	Waits     bool                  `json:"waits,omitempty"`    // in resuming: cont was not ordered yet
+	Pulling   bool                  `json:"pulling,omitempty"`  // post-copy: a part of the memory is at the source still
+	Paused    bool                  `json:"paused,omitempty"`   // post-copy: the pull is paused
 	Why       string                `json:"why,omitempty"`      // why it discarded
 }
 
@@ -121,7 +134,7 @@ func NewTarget(id inventory.MigrationID) Target {
 }
 
 // RestoreTarget returns the target's end after a restart of the agent, from the VM's journal. The first event must be one of
-// TargetFound…, or TargetOwnerWritten when the store names this host owner already.
+// TargetFound…, or TargetOwnerWritten when the store names this host owner already; in post-copy one of TargetFound… follows that.
 func RestoreTarget(id inventory.MigrationID, entries []Entry) Target {
 	t := Target{Migration: id, State: TargetAdopted}
 	switch {
@@ -135,5 +148,5 @@ func RestoreTarget(id inventory.MigrationID, entries []Entry) Target {
 
 // Final reports whether the target has nothing left to do for this migration but to answer.
 func (t Target) Final() bool {
-	return t.State == TargetOwner || t.State == TargetDiscarded || t.State == TargetLost
+	return t.State == TargetOwner && !t.Pulling || t.State == TargetDiscarded || t.State == TargetLost
 }

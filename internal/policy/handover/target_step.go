@@ -1,11 +1,21 @@
 package handover
 
-import "github.com/godwit-vm/godwit/internal/fault/defect"
+import (
+	"github.com/godwit-vm/godwit/internal/fault/defect"
+	"github.com/godwit-vm/godwit/internal/inventory"
+)
 
 // Step takes one event and returns the next value and the actions that follow, to be done in order. Events that mean nothing
 // in the present state change nothing; most events mean nothing in most states, so the switches below name only the others, and
 // testdata/target.table lists what each event does in each state.
 func (t Target) Step(e TargetEvent) (Target, []TargetAction) {
+	if t.Mode == inventory.PostCopy {
+		return t.pull(e)
+	}
+	return t.step(e)
+}
+
+func (t Target) step(e TargetEvent) (Target, []TargetAction) {
 	switch t.State {
 	case TargetPreparing, TargetIncoming, TargetLoadedUp:
 		return t.waiting(e)
@@ -18,7 +28,7 @@ func (t Target) Step(e TargetEvent) (Target, []TargetAction) {
 	case TargetAdopted:
 		return t.adopted(e)
 	case TargetLost:
-		if e.Kind == TargetReleased || e.Kind == TargetDiscard {
+		if e.Kind == TargetReleased || e.Kind == TargetDiscard || e.Kind == TargetPullLost {
 			return t, []TargetAction{answer(AnswerLost, t.Why)}
 		}
 	}
@@ -44,7 +54,7 @@ func (t Target) waiting(e TargetEvent) (Target, []TargetAction) {
 			return t.resume(e)
 		}
 	case TargetTick:
-		if t.State == TargetLoadedUp && defect.Seeded.ReleaseOnTimeout() {
+		if t.State == TargetLoadedUp && (t.Released || defect.Seeded.ReleaseOnTimeout()) {
 			return t.resume(e)
 		}
 	case TargetDiscard:
@@ -55,6 +65,9 @@ func (t Target) waiting(e TargetEvent) (Target, []TargetAction) {
 	case TargetGone:
 		return t.discard("the target's QEMU ended", e.Why)
 	case TargetAuthorityShort:
+		if t.Mode == inventory.PostCopy {
+			return t, nil // as in resume: the source may have switched
+		}
 		return t.discard("the target's authority is short", e.Why)
 	case TargetOwnerRefused:
 		return t.discard("the store does not name this host heir any more", e.Why)
@@ -68,6 +81,9 @@ func (t Target) waiting(e TargetEvent) (Target, []TargetAction) {
 // resume is the one place that lets the VM run here: it is loaded, it was released, and the authority outlasts the cont.
 func (t Target) resume(e TargetEvent) (Target, []TargetAction) {
 	if e.Authority < AuthorityMargin && !defect.Seeded.AuthorityUnchecked() {
+		if t.Mode == inventory.PostCopy {
+			return t, nil // the source cannot have it back: the next tick tries again
+		}
 		return t.discard("the target's authority was short at the release", e.Why)
 	}
 	t.State = TargetResuming
@@ -82,6 +98,9 @@ func (t Target) resuming(e TargetEvent) (Target, []TargetAction) {
 		return t.run()
 	case TargetContFailed:
 		switch {
+		case !t.Doubt && t.Mode == inventory.PostCopy && e.Authority < AuthorityMargin:
+			t.State = TargetLoadedUp // as in resume
+			return t, nil
 		case !t.Doubt:
 			return t.discard("the target's QEMU did not resume", e.Why)
 		case e.Authority < AuthorityMargin:
@@ -114,22 +133,22 @@ func (t Target) resuming(e TargetEvent) (Target, []TargetAction) {
 // run is the moment after cont: frames first, then the word the source waits for, then the store.
 func (t Target) run() (Target, []TargetAction) {
 	t.State = TargetRunning
-	return t, []TargetAction{{Kind: OpenPort}, answer(AnswerRunning, ""), {Kind: WriteOwner}}
+	return t, []TargetAction{{Kind: OpenPort}, t.has(), {Kind: WriteOwner}}
 }
 
 // take makes this host owner of a VM that ran or may have run here and does not run now. The source's memory may be older than
 // the disk, so the VM is not given back; as its owner this host starts it cold.
 func (t Target) take() (Target, []TargetAction) {
-	t.State = TargetRunning
-	return t, []TargetAction{answer(AnswerRunning, ""), {Kind: WriteOwner}}
+	t.State, t.Pulling, t.Paused = TargetRunning, false, false
+	return t, []TargetAction{t.has(), {Kind: WriteOwner}}
 }
 
 // running covers running and owner: the VM is here to stay.
 func (t Target) running(e TargetEvent) (Target, []TargetAction) {
 	//exhaustive:ignore
 	switch e.Kind {
-	case TargetReleased, TargetDiscard:
-		return t, []TargetAction{answer(AnswerRunning, "")}
+	case TargetReleased, TargetDiscard, TargetPullLost:
+		return t, []TargetAction{t.has()}
 	case TargetTick:
 		if t.State == TargetRunning {
 			return t, []TargetAction{{Kind: WriteOwner}}
@@ -176,7 +195,7 @@ func (t Target) discarded(e TargetEvent) (Target, []TargetAction) {
 		if t.State == TargetDiscarded {
 			return t, []TargetAction{answer(AnswerReturned, t.Why)}
 		}
-	case TargetDiscard:
+	case TargetDiscard, TargetPullLost:
 		if t.State == TargetDiscarded {
 			return t, []TargetAction{answer(AnswerDiscarded, t.Why)}
 		}
@@ -187,11 +206,11 @@ func (t Target) discarded(e TargetEvent) (Target, []TargetAction) {
 			t.State = TargetDiscarded
 			return t, t.discards()
 		}
-	case TargetFoundIncoming, TargetFoundLoaded, TargetFoundGone:
+	case TargetFoundIncoming, TargetFoundLoaded, TargetFoundPull, TargetFoundGone:
 		if t.State == TargetDiscarded {
 			return t, []TargetAction{{Kind: KillTarget}, answer(AnswerDiscarded, t.Why), {Kind: FreeTarget}}
 		}
-	case TargetFoundRunning:
+	case TargetFoundRunning, TargetFoundPulling:
 		return t.violated("a VM runs here that was discarded")
 	case TargetOwnerWritten:
 		return t.violated("the store names this host owner of a VM that it discarded")
@@ -205,7 +224,7 @@ func (t Target) adopted(e TargetEvent) (Target, []TargetAction) {
 	//exhaustive:ignore
 	switch e.Kind {
 	case TargetOwnerWritten:
-		t.State = TargetOwner
+		t.State, t.Pulling = TargetOwner, t.Mode == inventory.PostCopy
 		return t, nil
 	case TargetFoundRebooted:
 		t.State, t.Why = TargetLost, "the target's host was rebooted"
@@ -218,6 +237,8 @@ func (t Target) adopted(e TargetEvent) (Target, []TargetAction) {
 	case TargetReleased:
 		t.Released = true // heard early, as in waiting
 		return t, nil
+	case TargetFoundPull, TargetFoundPulling:
+		t.Pulling = true
 	case TargetFoundRunning, TargetFoundLoaded, TargetFoundIncoming, TargetFoundGone:
 	default:
 		return t, nil // will come again: nothing is decided before QEMU was looked at
@@ -226,12 +247,13 @@ func (t Target) adopted(e TargetEvent) (Target, []TargetAction) {
 		return t.doubted(e)
 	}
 	switch {
-	case e.Kind == TargetFoundRunning:
+	case e.Kind == TargetFoundRunning || e.Kind == TargetFoundPulling:
 		return t.violated("a VM runs here that was never released to this host")
-	case e.Kind == TargetFoundLoaded && t.Released:
-		return t.resume(e)
-	case e.Kind == TargetFoundLoaded:
+	case e.Kind == TargetFoundLoaded || e.Kind == TargetFoundPull:
 		t.State = TargetLoadedUp
+		if t.Released {
+			return t.resume(e)
+		}
 		return t, nil
 	}
 	return t.discard("the target's agent was restarted before everything was loaded", e.Why)
@@ -240,7 +262,7 @@ func (t Target) adopted(e TargetEvent) (Target, []TargetAction) {
 // doubted is adopted with resuming in the journal: the source never resumes without this host's word, so the VM is this host's to
 // run, and to take over as crashed where it does not run any more.
 func (t Target) doubted(e TargetEvent) (Target, []TargetAction) {
-	if e.Kind == TargetFoundRunning {
+	if e.Kind == TargetFoundRunning || e.Kind == TargetFoundPulling {
 		return t.run()
 	}
 	if e.Kind == TargetFoundGone {
@@ -266,4 +288,12 @@ func (t Target) journal(kind EntryKind, why string) TargetAction {
 
 func answer(a Answer, why string) TargetAction {
 	return TargetAction{Kind: SendAnswer, Answer: a, Why: why}
+}
+
+// has is the answer of a target that has the VM.
+func (t Target) has() TargetAction {
+	if t.Mode == inventory.PostCopy && !t.Pulling {
+		return answer(AnswerPulled, t.Why)
+	}
+	return answer(AnswerRunning, "")
 }

@@ -2,6 +2,7 @@ package handover
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
@@ -11,7 +12,7 @@ import (
 // actions they have not done yet, both QEMUs, the messages in flight, the journals, the store, both hosts' authority, and whatever
 // else can start the VM. It is comparable and small, since the explorer keeps every one it has seen.
 //
-// Messages stay in flight for ever once sent: they may come late, twice, or never. What QEMU says comes in order, as late as
+// Messages stay in flight for ever once sent: they may come late, twice, or never. What QEMU and the store say comes in order, as late as
 // it likes, and is lost with the agent. An agent that is killed restarts in the same step: one that was down for a while differs
 // in nothing from one that heard nothing for that while. What nobody can see, such as a report, is left out.
 type world struct {
@@ -22,18 +23,26 @@ type world struct {
 	aAuth, bAuth   authority
 	aFenced        bool // in its present epoch
 	bFenced        bool
-	aSettled       bool // fenced or rebooted since the heir was set, or said discarded: what the leader waits for
-	bSettled       bool
+	aDropped       bool // A's word in the record that it will never run the VM
 	aStale, bStale bool // its memory is older than the disk
-	loaded         bool // B has loaded once
+	loaded         bool // B has loaded once: all of it, or in post-copy what its vCPUs need to run
+	parted         bool // post-copy: A's QEMU has switched
+	pull           bool // a part of B's memory is at A still
+	cut            bool // the stream of the pull is broken
+	listens        bool // B's QEMU waits for a new one
 	msgs           msg
 	aJournal       log
 	bJournal       log
-	owner          byte // 'A', 'B', 'C'
-	heir, heirs    bool // stands now, stood once
-	cold           byte // where the VM was started without its memory: 0, 'A', 'B', 'C'
-	spent          bool // the budget: one cancel by a user, one journal fault or one reboot in a run
-	aBoot, bBoot   bool // rebooted: the journal was lost
+	run            uint8 // interned inventory.VMRun
+	heirs          bool  // an heir stood once
+	cold           byte  // where the VM was started without its memory: 0, 'A', 'B', 'C'
+	left           uint8 // the budget: how many more faults may come
+	aBoot, bBoot   bool  // rebooted since the migration was prepared: the journal was lost
+	aHurt, bHurt   bool  // a QEMU or a host of this end was lost, or refused to go on
+	aHas           bool  // A's host holds what a VM needs: run directory, port, lock record
+	bHas           made  // the same of B's host
+	late           lateWrite
+	seen           uint8 // the run record that a late restart was decided on
 	bad            fault
 }
 
@@ -46,11 +55,35 @@ const (
 	staleB
 	violationA
 	violationB
+	memoryLost
+	sourceLost
+	numberReused
 )
 
 var faults = [...]string{
 	"fine", "two running", "stale memory runs at A", "stale memory runs at B", "A reports a violation", "B reports a violation",
+	"memory lost: the VM starts cold, and no QEMU and no host was lost", "source lost before the release: nothing was wrong with it",
+	"generation used twice",
 }
+
+// made is what was made for the VM on B's host.
+type made uint8
+
+const (
+	nothing  made = iota
+	reserved      // lock record, run directory, and a port that takes forwarded frames only
+	open          // with a port for everybody
+)
+
+// lateWrite is a write to the store that was sent and is done later, or never: whoever sent it goes on without its answer, or is gone.
+type lateWrite uint8
+
+const (
+	noWrite lateWrite = iota
+	lateClear
+	lateOwner
+	lateRestart // of an earlier leader: the VM goes to C
+)
 
 type qemu uint8
 
@@ -62,6 +95,8 @@ const (
 	complete      // A: postmigrate
 	alone         // A: runs, no migration
 	incoming      // B
+	switched      // A: post-copy, its vCPUs never run again, it has pages of B's
+	pulled        // A: postmigrate after that
 	loaded        // B: paused
 	running       // B
 )
@@ -72,6 +107,7 @@ const (
 	good  authority = iota
 	short           // less than AuthorityMargin
 	lost            // the warden has killed what ran there
+	dead            // the host never comes back
 )
 
 func (a authority) left() time.Duration {
@@ -89,9 +125,13 @@ const (
 	msgRunning
 	msgReturned // discarded too: the source makes no difference
 	msgLost
+	msgPullLost
+	msgPulled
 )
 
-var answers = map[Answer]msg{AnswerRunning: msgRunning, AnswerReturned: msgReturned, AnswerDiscarded: msgReturned, AnswerLost: msgLost}
+var answers = map[Answer]msg{
+	AnswerRunning: msgRunning, AnswerPulled: msgPulled, AnswerReturned: msgReturned, AnswerDiscarded: msgReturned, AnswerLost: msgLost,
+}
 
 type log uint8
 
@@ -135,10 +175,18 @@ type rules struct {
 	restoreA  func(inventory.MigrationID, []Entry) Source
 	restoreB  func(inventory.MigrationID, []Entry) Target
 	ignoreHA  bool // HA starts the VM without waiting for the heir
+	trustPlan bool // a leader's write is not compared with what it was decided on
 	clearEver bool // the source's agent clears the heir whenever it likes
 	secondTry bool // the source lets QEMU try again under the same migration id
-	noBudget  bool // neither cancel nor journal faults nor reboots: a smaller walk
-	noFences  bool // authority never ends: a smaller walk
+	walk
+}
+
+// walk is what may happen in an exploration.
+type walk struct {
+	mode     inventory.Mode
+	budget   uint8 // how many faults may come
+	free     bool  // those that steps_test.go names cost nothing
+	noFences bool  // authority never ends
 }
 
 func goodRules() rules {
@@ -154,15 +202,29 @@ type lab struct {
 	tActs   interned[TargetAction]
 	sNews   interned[SourceEvent]
 	tNews   interned[TargetEvent]
+	runs    interned[inventory.VMRun]
 }
 
 func (l *lab) start() world {
-	b := NewTarget(testID)
+	a, b := NewSource(testID), NewTarget(testID)
+	a.Mode, b.Mode = l.mode, l.mode
 	b, _ = b.Step(TargetEvent{Kind: TargetPrepared})
-	return world{
-		a: l.source(NewSource(testID)), b: l.target(b), aQEMU: copying, bQEMU: incoming, owner: 'A', spent: l.noBudget,
-	}
+	w := world{a: l.source(a), b: l.target(b), aQEMU: copying, bQEMU: incoming, left: l.budget, aHas: true, bHas: reserved}
+	return l.stored(w, inventory.VMRun{Owner: hostA, Generation: 1})
 }
+
+// stored returns the world with another run record.
+func (l *lab) stored(w world, run inventory.VMRun) world {
+	w.run = uint8(l.runs.id(run))
+	return w
+}
+
+// record is the VM's run record, and owner whom it names.
+func (l *lab) record(w world) inventory.VMRun { return l.runs.vals[w.run] }
+
+func (l *lab) owner(w world) inventory.HostID { return l.runs.vals[w.run].Owner }
+
+func (l *lab) heir(w world) bool { return !l.runs.vals[w.run].Heir.IsZero() }
 
 // source interns a Source without its words and with its counters cut short: unanswered releases only lead to a report, and the
 // second failed resume is the last one.
@@ -195,8 +257,20 @@ func (l *lab) tellA(w world, e SourceEvent) world {
 	i := 0
 	for _, a := range actions {
 		switch a.Kind {
-		case SourceReport, RefuseCancel, FreeSource:
+		case SourceReport, RefuseCancel:
 			continue
+		case FreeSource:
+			if !w.aHas && w.aJournal == 0 {
+				continue
+			}
+		case SendPullLost:
+			if w.msgs&msgPullLost != 0 {
+				continue
+			}
+		case ResumePull:
+			if !w.cut || !w.listens {
+				continue
+			}
 		case SendRelease:
 			if w.msgs&msgRelease != 0 {
 				continue
@@ -225,15 +299,24 @@ func (l *lab) tellB(w world, e TargetEvent) world {
 	i := 0
 	for _, a := range actions {
 		switch a.Kind {
-		case FreeTarget, OpenPort:
-			continue
+		case FreeTarget:
+			if w.bHas == nothing {
+				continue
+			}
+		case OpenPort:
+			if w.bHas == open {
+				continue
+			}
+		case RecoverPull:
+			if !w.cut || w.listens {
+				continue
+			}
 		case KillTarget:
 			if w.bQEMU == gone {
 				continue
 			}
 		case SendAnswer:
-			settles := a.Answer == AnswerDiscarded || a.Answer == AnswerReturned
-			if w.msgs&answers[a.Answer] != 0 && (w.bSettled || !settles) {
+			if w.msgs&answers[a.Answer] != 0 {
 				continue
 			}
 		case TargetJournal, Cont, WriteOwner, TargetViolation:
@@ -279,19 +362,71 @@ func push(queue *[6]uint8, id uint8) {
 }
 
 func (l *lab) killA(w world) world {
+	if w.cold == 'A' {
+		w.cold = 0
+	}
 	if w.aQEMU != gone {
 		w.aQEMU = gone
 		w = l.newsA(w, SourceGone)
+		w = l.broken(w)
 	}
 	return w
 }
 
 func (l *lab) killB(w world) world {
+	if w.cold == 'B' {
+		w.cold = 0
+	}
 	if w.bQEMU != gone {
-		w.bQEMU = gone
+		w.bQEMU, w.listens = gone, false
 		w = l.newsB(w, TargetGone)
+		w = l.broken(w)
 	}
 	return w
+}
+
+// broken is the end of the pull's stream, if there is one. What is on its way to B before its vCPUs could run comes once only: without it
+// B's QEMU ends.
+func (l *lab) broken(w world) world {
+	switch {
+	case w.loaded && w.pull && !w.cut:
+		w.cut = true
+		if w.aQEMU == switched {
+			w = l.newsA(w, SourcePullPaused)
+		}
+		if w.bQEMU != gone {
+			w = l.newsB(w, TargetPullPaused)
+		}
+	case l.mode == inventory.PostCopy && (w.aQEMU == copying || w.aQEMU == stopped || w.aQEMU == device):
+		w.cut = true
+	case w.aQEMU == switched && w.bQEMU == incoming:
+		w.bHurt = true
+		w = l.killB(w)
+	}
+	return w
+}
+
+// mended is a pull that goes on. News of the pause that did not come yet are of no use any more.
+func (l *lab) mended(w world) world {
+	w.cut, w.listens = false, false
+	if !drop(&w.aNews, uint8(l.sNews.id(SourceEvent{Kind: SourcePullPaused}))) {
+		w = l.newsA(w, SourcePull)
+	}
+	if !drop(&w.bNews, uint8(l.tNews.id(TargetEvent{Kind: TargetPullPaused}))) {
+		w = l.newsB(w, TargetPull)
+	}
+	return w
+}
+
+// drop takes an event out of a queue of news; it reports whether it was there.
+func drop(queue *[6]uint8, id uint8) bool {
+	at := slices.Index(queue[:], id)
+	if at < 0 {
+		return false
+	}
+	copy(queue[at:], queue[at+1:])
+	queue[len(queue)-1] = 0
+	return true
 }
 
 // runA and runB let vCPUs run: the other side's memory is old from now on.
@@ -327,17 +462,35 @@ func (w world) check() fault {
 	return w.bad
 }
 
-// settled reports whether the migration has ended well in this world: one copy runs, no heir stands, and no end that is able waits
-// for anything.
+// settled reports whether the migration has ended well in this world: one copy runs and is whole, no heir stands, no end that is able
+// waits for anything, and nothing is left that nobody needs.
 func (l *lab) settled(w world) bool {
-	if !w.runsA() && w.bQEMU != running && w.cold == 0 || w.heir {
+	if !w.runsA() && w.bQEMU != running && w.cold == 0 || w.bQEMU == running && w.pull || l.heir(w) || w.late != noWrite {
 		return false
 	}
-	a := w.aFenced || w.aActs[0] == 0 && l.sourceOf(w).Final()
-	b := w.bFenced || w.bActs[0] == 0 && l.targetOf(w).Final()
+	a := w.aFenced || w.aAuth == dead || w.aActs[0] == 0 && l.sourceOf(w).Final() && !l.leaksA(w)
+	b := w.bFenced || w.bAuth == dead || w.bActs[0] == 0 && l.targetOf(w).Final() && !l.leaksB(w)
 	return a && b
 }
 
-func (w world) String() string {
-	return fmt.Sprintf("A's QEMU %d, B's QEMU %d, owner %c, heir %v", w.aQEMU, w.bQEMU, w.owner, w.heir)
+// leaksA reports whether A's host, which is back or was never away, keeps what it must not, or lacks what its VM needs. What is left of
+// an ended QEMU where the VM is at home is taken up by its next start, and so is the journal: its entries are of a migration that is over.
+func (l *lab) leaksA(w world) bool {
+	if l.owner(w) == hostA {
+		return w.runsA() && !w.aHas || w.aQEMU != gone && !w.runsA()
+	}
+	return w.aQEMU != gone || w.aHas || w.aJournal != 0
+}
+
+// leaksB is the same of B's host. Its journal stays, as its discard may be asked for as long as the migration's record is there.
+func (l *lab) leaksB(w world) bool {
+	if l.owner(w) == hostB {
+		return w.bQEMU == running && w.bHas != open || w.bQEMU != gone && w.bQEMU != running
+	}
+	return w.bQEMU != gone || w.bHas != nothing
+}
+
+func (l *lab) tell(w world) string {
+	return fmt.Sprintf("A %s, QEMU %d, has %v; B %s, QEMU %d, has %d, pulls %v; owner %s, heir %v, cold %q",
+		l.sourceOf(w).State, w.aQEMU, w.aHas, l.targetOf(w).State, w.bQEMU, w.bHas, w.pull, l.owner(w), l.heir(w), w.cold)
 }
