@@ -220,6 +220,11 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 		return s, s.pulls()
 	case SourceCancel:
 		return s, []SourceAction{{Kind: RefuseCancel, Why: "the VM was released to the target and cannot be called back"}}
+	case SourceHeirCleared:
+		if s.Gone {
+			// Only an earlier incarnation takes the heir back, and only when the target cannot run the VM any more.
+			return s.end()
+		}
 	case SourceTick:
 		if defect.Seeded.ResumeAfterRelease() {
 			return s.because(inventory.Failed, "the target does not answer", "").keep(e)

@@ -188,7 +188,7 @@ func (l *lab) sourceSteps(w world, add adder) {
 			}
 		}
 	}
-	if owner == hostA && !l.heir(w) && (s.State == SourceWithdrawing || s.State == SourceDropped) {
+	if owner == hostA && !l.heir(w) && (s.State == SourceReleased || s.State == SourceWithdrawing || s.State == SourceDropped) {
 		tell(able, "A sees that there is no heir", w, SourceEvent{Kind: SourceHeirCleared})
 	}
 	switch owner {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write what the stories and tables say now into testdata; review it as prose")
@@ -20,6 +22,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the stories and tables say
 //	target: EVENT          [authority=DURATION] [killed before ACTION] [(why)]
 //	source: restart        (and target: restart) a new agent reads the journal
 //	journal                shows both journals
+//	post-copy              the migration is one of that mode; told first
 //
 // Actions are printed in the order in which they are to be done, and the journals are kept. Authority is 2 s unless told.
 func TestStories(t *testing.T) {
@@ -56,6 +59,7 @@ type story struct {
 	t                *testing.T
 	source           Source
 	target           Target
+	mode             inventory.Mode
 	sources, targets []Entry // the journals
 }
 
@@ -80,6 +84,10 @@ func (st *story) walk(text string) string {
 }
 
 func (st *story) command(line string) []string {
+	if line == "post-copy" {
+		st.mode, st.source.Mode, st.target.Mode = inventory.PostCopy, inventory.PostCopy, inventory.PostCopy
+		return nil
+	}
 	if line == "journal" {
 		return []string{"source's journal: " + entriesOf(st.sources), "target's journal: " + entriesOf(st.targets)}
 	}
@@ -106,6 +114,7 @@ func (st *story) command(line string) []string {
 		var lines []string
 		if name == "restart" {
 			st.source = RestoreSource(testID, st.sources)
+			st.source.Mode = st.mode
 		} else {
 			e := SourceEvent{Kind: SourceEventKind(name), Answer: Answer(answered), Authority: authority, Why: why}
 			known(st.t, allSourceEvents, e.Kind)
@@ -129,6 +138,7 @@ func (st *story) command(line string) []string {
 		var lines []string
 		if name == "restart" {
 			st.target = RestoreTarget(testID, st.targets)
+			st.target.Mode = st.mode
 		} else {
 			e := TargetEvent{Kind: TargetEventKind(name), Authority: authority, Why: why}
 			known(st.t, allTargetEvents, e.Kind)

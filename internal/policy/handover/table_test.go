@@ -13,7 +13,7 @@ import (
 // TestTables writes down what every event does in every state, with the flags that make a difference there, so that no pair is
 // left to chance and a change of one is seen in review.
 func TestTables(t *testing.T) {
-	over := inventory.Failed
+	over, post := inventory.Failed, inventory.PostCopy
 	sources := []Source{
 		{State: SourceCopying},
 		{State: SourceCopying, Heir: true},
@@ -38,6 +38,21 @@ func TestTables(t *testing.T) {
 		{State: SourceAdopted, Ends: over, Why: "restarted", Released: true, Dropped: true},
 		{State: SourceOver, Ends: over, Why: "earlier"},
 		{State: SourceOver, Ends: inventory.Completed, Released: true, Gone: true},
+		{Mode: post, State: SourceSwitching, Heir: true},
+		{Mode: post, State: SourceAborting, Heir: true, Ends: over, Why: "earlier"},
+		{Mode: post, State: SourceSwitched, Heir: true, Switched: true},
+		{Mode: post, State: SourceSwitched, Heir: true, Switched: true, Released: true, Paused: true},
+		{Mode: post, State: SourceReleased, Heir: true, Switched: true, Released: true, Sends: 1},
+		{Mode: post, State: SourceReleased, Heir: true, Switched: true, Released: true, Sends: 1, Gone: true},
+		{Mode: post, State: SourceReleased, Heir: true, Switched: true, Released: true, Sends: 1, Pulled: true},
+		{Mode: post, State: SourceWithdrawing, Ends: over, Why: "earlier", Switched: true, Released: true, Gone: true},
+		{Mode: post, State: SourceServing, Heir: true, Switched: true, Released: true},
+		{Mode: post, State: SourceServing, Heir: true, Switched: true, Released: true, Paused: true, Owned: true},
+		{Mode: post, State: SourceServing, Heir: true, Switched: true, Released: true, Gone: true, Owned: true},
+		{Mode: post, State: SourceMoved, Heir: true, Switched: true, Released: true, Pulled: true},
+		{Mode: post, State: SourceAdopted, Ends: over, Why: "restarted"},
+		{Mode: post, State: SourceAdopted, Ends: over, Why: "restarted", Released: true},
+		{Mode: post, State: SourceAdopted, Ends: over, Why: "restarted", Released: true, Owned: true},
 	}
 	var events []SourceEvent
 	for _, k := range allSourceEvents {
@@ -94,6 +109,21 @@ func TestTables(t *testing.T) {
 		{State: TargetAdopted, Released: true},
 		{State: TargetAdopted, Released: true, Doubt: true},
 		{State: TargetLost, Why: "earlier"},
+		{Mode: post, State: TargetIncoming},
+		{Mode: post, State: TargetIncoming, Released: true},
+		{Mode: post, State: TargetLoadedUp, Pulling: true},
+		{Mode: post, State: TargetLoadedUp, Pulling: true, Released: true, Paused: true},
+		{Mode: post, State: TargetLoadedUp},
+		{Mode: post, State: TargetResuming, Pulling: true, Released: true},
+		{Mode: post, State: TargetResuming, Pulling: true, Released: true, Doubt: true, Waits: true},
+		{Mode: post, State: TargetRunning, Pulling: true, Released: true},
+		{Mode: post, State: TargetRunning, Pulling: true, Released: true, Paused: true},
+		{Mode: post, State: TargetRunning, Released: true},
+		{Mode: post, State: TargetOwner, Pulling: true, Released: true},
+		{Mode: post, State: TargetOwner, Released: true},
+		{Mode: post, State: TargetDiscarded, Why: "earlier"},
+		{Mode: post, State: TargetAdopted},
+		{Mode: post, State: TargetAdopted, Released: true, Doubt: true},
 	}
 	out.Reset()
 	reachedToo := map[TargetState]bool{}
@@ -172,6 +202,7 @@ func colon(list []string) string {
 // tell names the state with the flags that are up.
 func (s Source) tell() string {
 	return flags(string(s.State), map[string]bool{
+		s.Mode.String(): s.Mode != inventory.PreCopyOnly, "switched": s.Switched, "pulled": s.Pulled, "paused": s.Paused, "owned": s.Owned,
 		"heir": s.Heir, "released": s.Released, "gone": s.Gone, "running": s.Running, "dropped": s.Dropped,
 		"to end " + s.Ends.String():      s.Ends != inventory.Planned && s.State != SourceOver,
 		s.Ends.String():                  s.State == SourceOver,
@@ -180,5 +211,8 @@ func (s Source) tell() string {
 }
 
 func (t Target) tell() string {
-	return flags(string(t.State), map[string]bool{"released": t.Released, "in doubt": t.Doubt, "waits": t.Waits})
+	return flags(string(t.State), map[string]bool{
+		t.Mode.String(): t.Mode != inventory.PreCopyOnly, "pulling": t.Pulling, "paused": t.Paused,
+		"released": t.Released, "in doubt": t.Doubt, "waits": t.Waits,
+	})
 }
