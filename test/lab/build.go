@@ -46,3 +46,23 @@ func BuildFolder() (string, error) {
 	}
 	return os.MkdirTemp("", fmt.Sprintf("%s%d-", builds, os.Getpid()))
 }
+
+// Commit names the commit that Build builds. An error says why nobody could build the same again. The kept runs themselves are no part of what is built.
+func Commit() (string, error) {
+	git := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(context.Background(), "git", args...).Output()
+		return strings.TrimSpace(string(out)), err
+	}
+	version, err := git("describe", "--always", "--exclude=*")
+	if err != nil {
+		return "", fmt.Errorf("git describe: %w", err)
+	}
+	changes, err := git("status", "--porcelain", "--", ":(top)", ":(top,exclude)test/results")
+	if err != nil {
+		return "", fmt.Errorf("git status: %w", err)
+	}
+	if changes != "" {
+		return version + "-dirty", fmt.Errorf("commit %s was changed: commit or revert what git status shows", version)
+	}
+	return version, nil
+}

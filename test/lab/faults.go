@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,7 +38,7 @@ func (h *Host) WaitOther(ctx context.Context, role string, old int) (pid int, er
 }
 
 // Wire is one TCP connection of somebody else's process, to be cut.
-type Wire struct{ fd int }
+type Wire struct{ fd, pid int }
 
 // wireBytesMin tells a migration's stream from the calls between agents: none of those carries so much.
 const wireBytesMin = 256 << 10
@@ -47,43 +46,17 @@ const wireBytesMin = 256 << 10
 // MemoryStream finds the connection over which the process, an agent, receives or sends a VM's memory: the one that has
 // carried most so far. It takes the file descriptor out of that process (pidfd_getfd(2)), which needs root or CAP_SYS_PTRACE.
 func MemoryStream(pid int) (*Wire, error) {
-	proc, err := procfs.NewProc(pid)
-	if err != nil {
-		return nil, err
-	}
-	targets, err := proc.FileDescriptorTargets()
-	if err != nil {
-		return nil, err
-	}
-	descriptors, err := proc.FileDescriptors()
-	if err != nil {
-		return nil, err
-	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
-	}
-	defer func() { _ = unix.Close(pidfd) }() // nothing was written to it
 	var best *Wire
 	var most uint64
-	for i, fd := range descriptors {
-		if i >= len(targets) || !strings.HasPrefix(targets[i], "socket:") {
-			continue
-		}
-		own, err := unix.PidfdGetfd(pidfd, int(fd), 0)
-		if errors.Is(err, unix.EBADF) {
-			continue // closed since
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("descriptor %d of process %d: %w", fd, pid, err), best.Close())
-		}
-		w := &Wire{own}
-		if carried := w.carried(); carried > most && carried >= wireBytesMin {
+	if err := sockets(pid, func(w *Wire) error {
+		if carried := w.Carried(); carried > most && carried >= wireBytesMin {
 			_ = best.Close() // only looked at
 			best, most = w, carried
-			continue
+			return nil
 		}
-		_ = w.Close() // likewise
+		return w.Close()
+	}); err != nil {
+		return nil, errors.Join(err, best.Close())
 	}
 	if best == nil {
 		return nil, fmt.Errorf("process %d has no connection that carried %d bytes", pid, wireBytesMin)
@@ -91,8 +64,48 @@ func MemoryStream(pid int) (*Wire, error) {
 	return best, nil
 }
 
-// carried returns the bytes that went over the connection, 0 for one that is no connected TCP socket.
-func (w *Wire) carried() uint64 {
+// sockets calls see with each socket of a process, which see closes or keeps. A process that has ended has none.
+func sockets(pid int, see func(*Wire) error) error {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd of process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(pidfd) }() // nothing was written to it
+	folder := fmt.Sprintf("/proc/%d/fd", pid)
+	all, err := os.ReadDir(folder)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return err
+	}
+	for _, e := range all {
+		if to, err := os.Readlink(filepath.Join(folder, e.Name())); err != nil || !strings.HasPrefix(to, "socket:") {
+			continue
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return err
+		}
+		own, err := unix.PidfdGetfd(pidfd, fd, 0)
+		if errors.Is(err, unix.EBADF) || errors.Is(err, unix.ESRCH) {
+			continue // closed since
+		}
+		if err != nil {
+			return fmt.Errorf("descriptor %d of process %d: %w", fd, pid, err)
+		}
+		if err := see(&Wire{own, pid}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Carried returns the bytes that went over the connection, 0 for one that is no connected TCP socket.
+func (w *Wire) Carried() uint64 {
 	info, err := unix.GetsockoptTCPInfo(w.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
 		return 0
@@ -103,6 +116,57 @@ func (w *Wire) carried() uint64 {
 // Cut ends the connection in both directions, as a broken link would for those who use it, and lets go of it.
 func (w *Wire) Cut() error {
 	return errors.Join(unix.Shutdown(w.fd, unix.SHUT_RDWR), w.Close())
+}
+
+// Deaf keeps from the connection's process whatever the other end sends it, but not that the other end has received: so what goes the other way goes on. It lets
+// go of the connection, and lift mends it, unless its process has closed it or ended.
+func (w *Wire) Deaf() (lift func() error, err error) {
+	return w.filter([]unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 12}, // the length of the TCP header, in words, in the upper half
+		{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 2},
+		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: 0x3c},
+		{Code: unix.BPF_MISC | unix.BPF_TAX},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_LEN},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_X, Jf: 1}, // nothing but a header?
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
+		{Code: unix.BPF_RET | unix.BPF_K},
+	})
+}
+
+// Dead keeps everything from the connection's process, acknowledgements too, as a network that loses all packets does. It lets go of the connection, and lift
+// mends it, unless its process has closed it or ended.
+func (w *Wire) Dead() (lift func() error, err error) {
+	return w.filter([]unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}})
+}
+
+// filter puts a filter on what the connection receives.
+func (w *Wire) filter(program []unix.SockFilter) (lift func() error, err error) {
+	defer func() { err = errors.Join(err, w.Close()) }() // as long as we have it, its process cannot close it
+	cookie, err := unix.GetsockoptUint64(w.fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetsockoptSockFprog(w.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}); err != nil { //nolint:gosec // a few
+		return nil, fmt.Errorf("filter on a connection: %w", err)
+	}
+	pid := w.pid
+	return func() error {
+		return sockets(pid, func(w *Wire) error {
+			if now, err := unix.GetsockoptUint64(w.fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil || now != cookie {
+				return w.Close()
+			}
+			return errors.Join(unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0), w.Close())
+		})
+	}, nil
+}
+
+// Unheard returns how many segments the process has sent over the connection and the other end has not acknowledged.
+func (w *Wire) Unheard() (uint32, error) {
+	info, err := unix.GetsockoptTCPInfo(w.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0, err
+	}
+	return info.Unacked, nil
 }
 
 // Close lets go of the connection, which goes on. A nil Wire has nothing to let go of.

@@ -1,6 +1,8 @@
 package oracle
 
 import (
+	"syscall"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
@@ -17,6 +19,14 @@ func (g *gate) then(canceled <-chan struct{}, do func() fuse.Status) fuse.Status
 		return fuse.Status(errno)
 	}
 	return do()
+}
+
+// grow is then for a request that takes room.
+func (g *gate) grow(canceled <-chan struct{}, do func() fuse.Status) fuse.Status {
+	if g.mount.Now() == Full {
+		return fuse.Status(syscall.ENOSPC)
+	}
+	return g.then(canceled, do)
 }
 
 func (g *gate) Lookup(c <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
@@ -36,7 +46,7 @@ func (g *gate) SetAttr(c <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 }
 
 func (g *gate) Mkdir(c <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return g.then(c, func() fuse.Status { return g.RawFileSystem.Mkdir(c, in, name, out) })
+	return g.grow(c, func() fuse.Status { return g.RawFileSystem.Mkdir(c, in, name, out) })
 }
 
 func (g *gate) Unlink(c <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
@@ -52,11 +62,11 @@ func (g *gate) Rename(c <-chan struct{}, in *fuse.RenameIn, from, to string) fus
 }
 
 func (g *gate) Link(c <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	return g.then(c, func() fuse.Status { return g.RawFileSystem.Link(c, in, name, out) })
+	return g.grow(c, func() fuse.Status { return g.RawFileSystem.Link(c, in, name, out) })
 }
 
 func (g *gate) Symlink(c <-chan struct{}, h *fuse.InHeader, to, name string, out *fuse.EntryOut) fuse.Status {
-	return g.then(c, func() fuse.Status { return g.RawFileSystem.Symlink(c, h, to, name, out) })
+	return g.grow(c, func() fuse.Status { return g.RawFileSystem.Symlink(c, h, to, name, out) })
 }
 
 // Tmpfile makes a file without a name, which nothing here needs; the caller makes one with a name then.
@@ -65,7 +75,7 @@ func (g *gate) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.St
 }
 
 func (g *gate) Create(c <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	return g.then(c, func() fuse.Status { return g.RawFileSystem.Create(c, in, name, out) })
+	return g.grow(c, func() fuse.Status { return g.RawFileSystem.Create(c, in, name, out) })
 }
 
 func (g *gate) Open(c <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
@@ -81,7 +91,7 @@ func (g *gate) Read(c <-chan struct{}, in *fuse.ReadIn, into []byte) (result fus
 }
 
 func (g *gate) Write(c <-chan struct{}, in *fuse.WriteIn, data []byte) (written uint32, status fuse.Status) {
-	status = g.then(c, func() (s fuse.Status) {
+	status = g.grow(c, func() (s fuse.Status) {
 		written, s = g.RawFileSystem.Write(c, in, data)
 		return s
 	})
@@ -103,7 +113,7 @@ func (g *gate) Fsync(c <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 }
 
 func (g *gate) Fallocate(c <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	return g.then(c, func() fuse.Status { return g.RawFileSystem.Fallocate(c, in) })
+	return g.grow(c, func() fuse.Status { return g.RawFileSystem.Fallocate(c, in) })
 }
 
 func (g *gate) GetLk(c <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {

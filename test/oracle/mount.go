@@ -23,10 +23,11 @@ const (
 	Killable Trouble = "killable" // requests wait, and who is killed gives up
 	Failing  Trouble = "failing"  // EIO
 	Gone     Trouble = "gone"     // the host was reset: EIO for what waits, which is never done
+	Full     Trouble = "full"     // ENOSPC for what would take room: a new name, a write
 )
 
 // cut says that the storage hears nothing of the host.
-func (t Trouble) cut() bool { return t != Fine }
+func (t Trouble) cut() bool { return t != Fine && t != Full }
 
 // Mount is how one host sees the folder. Its methods may be called by many goroutines.
 type Mount struct {
@@ -232,7 +233,7 @@ func (m *Mount) pass(canceled <-chan struct{}) syscall.Errno {
 		trouble, changed := m.trouble, m.changed
 		m.mu.Unlock()
 		switch trouble {
-		case Fine:
+		case Fine, Full:
 			return 0
 		case Failing, Gone:
 			return syscall.EIO

@@ -1,14 +1,12 @@
 package split
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -42,7 +40,7 @@ func main(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // only scratch
 	binary = filepath.Join(dir, "godwit")
-	if commit, err = describe(); err != nil && *keepFlag != "" {
+	if commit, err = lab.Commit(); err != nil && *keepFlag != "" {
 		fmt.Fprintln(os.Stderr, "split: no run is kept:", err)
 		return 1
 	}
@@ -51,26 +49,6 @@ func main(m *testing.M) int {
 		return 1
 	}
 	return m.Run()
-}
-
-// describe names the commit that is built. An error says why nobody could build the same again. The kept runs themselves are no part of what is built.
-func describe() (string, error) {
-	git := func(args ...string) (string, error) {
-		out, err := exec.CommandContext(context.Background(), "git", args...).Output()
-		return strings.TrimSpace(string(out)), err
-	}
-	version, err := git("describe", "--always", "--exclude=*")
-	if err != nil {
-		return "", fmt.Errorf("git describe: %w", err)
-	}
-	changes, err := git("status", "--porcelain", "--", ":(top)", ":(top,exclude)test/results")
-	if err != nil {
-		return "", fmt.Errorf("git status: %w", err)
-	}
-	if changes != "" {
-		return version + "-dirty", fmt.Errorf("commit %s was changed: commit or revert what git status shows", version)
-	}
-	return version, nil
 }
 
 func TestNoTwoCopies(t *testing.T) {
