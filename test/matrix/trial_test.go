@@ -355,7 +355,7 @@ func (t *trial) destroy(ctx context.Context) error {
 
 func destroy(ctx context.Context, h *lab.Host, name string) error {
 	_, stop := h.Godwit(ctx, "vm", "stop", "--force", name)
-	if _, err := h.Godwit(ctx, "vm", "destroy", "--delete-disks", "--yes", name); err != nil {
+	if _, err := h.Godwit(ctx, "vm", "destroy", "--delete-disks", name); err != nil {
 		return errors.Join(stop, err) // one that was off needs no stop
 	}
 	return nil
