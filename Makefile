@@ -17,7 +17,7 @@ FIRST ?= 1
 export CGO_ENABLED = 0
 export GOFLAGS := $(GOFLAGS) -trimpath
 
-.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim split fuzz generate clean
+.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim split matrix fuzz generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -84,6 +84,13 @@ defects: ## seed each mistake of fault/defect in turn: the explorer, or the simu
 split: setup ## RUNS runs of real clusters with faults, judged by a disk that sees every write; kept in test/results/split.json
 	@mkdir -p test/results
 	@go test -count=1 -timeout 3h -parallel $(or $(AT),4) -v -run TestNoTwoCopies ./test/split -runs $(RUNS) -seed $(or $(SEED),0) -keep $(CURDIR)/test/results/split.json
+
+# The last line is the matrix's own, so the test binary is run without go test. Only a run of all cells is kept.
+matrix: setup ## each fault in each phase of real migrations, held against what the hand-over's machines allow; kept in test/results/matrix.json
+	@mkdir -p test/results bin
+	@go test -c -o bin/matrix.test ./test/matrix
+	@cd test/matrix && ../../bin/matrix.test -test.run '^TestMatrix$$' -test.v -test.timeout 2h -cells $(or $(CELLS),0) -seed $(or $(SEED),0) \
+	  -at $(or $(AT),2) $(if $(CELLS),,-keep $(CURDIR)/test/results/matrix.json)
 
 # A find is minimized for a few tries only: go test may otherwise take the end of FUZZTIME in the middle of it for a failure.
 fuzz: ## each fuzz test for FUZZTIME

@@ -156,6 +156,54 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
+// keptMin is how many cells a kept run has at least.
+const keptMin = 100
+
+// TestTheKeptRunIsWhole holds the kept run to have held every cell of the table as it is now, by a build of a commit that anybody can make.
+func TestTheKeptRunIsWhole(t *testing.T) {
+	const path = "../results/matrix.json"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var k kept
+	if err := json.Unmarshal(text, &k); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if k.Commit == "" || strings.HasSuffix(k.Commit, "-dirty") {
+		t.Errorf("it was run by a build of %q, which nobody can make again", k.Commit)
+	}
+	all, err := readTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < keptMin {
+		t.Errorf("the table has %d cells, and should have %d at least", len(all), keptMin)
+	}
+	ran := map[string]result{}
+	for _, r := range k.Cells {
+		ran[r.Phase+", "+r.Fault] = r
+	}
+	if len(ran) != len(k.Cells) {
+		t.Errorf("%d cells were run more than once", len(k.Cells)-len(ran))
+	}
+	for _, c := range all {
+		switch r, ok := ran[c.String()]; {
+		case !ok:
+			t.Errorf("%s: was not run", c)
+		case !r.Held || len(r.Problems) > 0:
+			t.Errorf("%s: was not held: %.300s", c, strings.Join(r.Problems, "; "))
+		case !slices.Contains(c.allowed, r.Outcome):
+			t.Errorf("%s: came to %q, and the table allows %q", c, r.Outcome, c.allowed)
+		case r.Settled > c.bound.Seconds():
+			t.Errorf("%s: settled after %vs, and its bound is %v", c, r.Settled, c.bound)
+		}
+	}
+	if t.Failed() {
+		t.Log("keep it anew: make matrix")
+	}
+}
+
 // work runs cells on a cluster of its own; one that a cell broke is replaced.
 func work(t *testing.T, todo <-chan cell, done func(result)) {
 	t.Helper()

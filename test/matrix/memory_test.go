@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -116,4 +117,45 @@ func check(word func(page, offset int) uint32) (ticks uint32, err error) {
 		return ticks, fmt.Errorf("%d pages of the guest's memory are wrong: %s", bad, first)
 	}
 	return ticks, nil
+}
+
+// TestMemoryCheckSeesALostWrite holds the check of memory to find what a migration could lose: one write of a page, the page's mark, and a page that was
+// written once.
+func TestMemoryCheckSeesALostWrite(t *testing.T) {
+	whole := func(ticks int) map[[2]int]uint32 {
+		all := map[[2]int]uint32{}
+		page := 0
+		for tick := 1; tick <= ticks; tick++ {
+			for range guestOptions.Rate {
+				all[[2]int{page, 0}], all[[2]int{page, 8}] = uint32(tick), uint32(page) //nolint:gosec // small
+				page = (page + 1) % guestOptions.Pages
+			}
+		}
+		for p := guestOptions.Pages; p < guestOptions.Pages+guestOptions.Fill; p++ {
+			all[[2]int{p, 0}] = uint32(area+p*pageSize) ^ fillMark //nolint:gosec // small
+		}
+		return all
+	}
+	look := func(all map[[2]int]uint32) (uint32, error) {
+		return check(func(page, offset int) uint32 { return all[[2]int{page, offset}] })
+	}
+	for _, ticks := range []int{1, 7, 64, 65, 200, 1001} {
+		got, err := look(whole(ticks))
+		if err != nil || got != uint32(ticks) { //nolint:gosec // small
+			t.Errorf("after %d ticks: %d, %v", ticks, got, err)
+		}
+	}
+	for name, spoil := range map[string]func(all map[[2]int]uint32){
+		"a write lost":                     func(all map[[2]int]uint32) { all[[2]int{8, 0}] -= uint32(guestOptions.Pages / guestOptions.Rate) }, //nolint:gosec // small
+		"a page of zeros":                  func(all map[[2]int]uint32) { all[[2]int{12, 0}] = 0 },
+		"another page's mark":              func(all map[[2]int]uint32) { all[[2]int{13, 8}] = 14 },
+		"a page that was written once":     func(all map[[2]int]uint32) { all[[2]int{guestOptions.Pages + 77, 0}] ^= 1 },
+		"the last page that was, of zeros": func(all map[[2]int]uint32) { all[[2]int{guestOptions.Pages + guestOptions.Fill - 1, 0}] = 0 },
+	} {
+		all := whole(200)
+		spoil(all)
+		if ticks, err := look(all); err == nil {
+			t.Errorf("%s: the memory of %d ticks is taken for whole", name, ticks)
+		}
+	}
 }

@@ -398,3 +398,28 @@ func TestQEMUHoldsItsImage(t *testing.T) {
 		t.Errorf("the log has %v", opened)
 	}
 }
+
+// The story: the storage has no room for one host. What is there can be read and removed, and not written, and the other host notices
+// nothing.
+func TestFull(t *testing.T) {
+	_, mounts := two(t, oracle.Options{})
+	must(t, os.WriteFile(filepath.Join(mounts[0].At, "there"), []byte("old"), 0o600))
+	mounts[1].Set(oracle.Full)
+	if text, err := os.ReadFile(filepath.Join(mounts[1].At, "there")); err != nil || string(text) != "old" {
+		t.Errorf("%q, %v", text, err)
+	}
+	for name, err := range map[string]error{
+		"a new file":   os.WriteFile(filepath.Join(mounts[1].At, "new"), nil, 0o600),
+		"a new name":   os.Link(filepath.Join(mounts[1].At, "there"), filepath.Join(mounts[1].At, "other")),
+		"a new folder": os.Mkdir(filepath.Join(mounts[1].At, "folder"), 0o700),
+		"a write":      os.WriteFile(filepath.Join(mounts[1].At, "there"), []byte("more"), 0o600),
+	} {
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v, not %v", name, err, syscall.ENOSPC)
+		}
+	}
+	must(t, os.WriteFile(filepath.Join(mounts[0].At, "new"), []byte("new"), 0o600))
+	must(t, os.Remove(filepath.Join(mounts[1].At, "there")))
+	mounts[1].Set(oracle.Fine)
+	must(t, os.WriteFile(filepath.Join(mounts[1].At, "new"), []byte("newer"), 0o600))
+}

@@ -21,8 +21,8 @@ import (
 // adoptMax bounds how long one QEMU may take to answer an agent that has just started.
 const adoptMax = 10 * time.Second
 
-// adopt begins a loop for every VM that this host owns, is heir of, or has a process of. The journal, then the store, then
-// QEMU say where each stands (docs/architecture.md, "The hand-over rules").
+// adopt begins a loop for every VM that this host owns, is heir of, has a process of, or is the source of in a migration that is not over: nobody else
+// brings that to its end. The journal, then the store, then QEMU say where each stands (docs/architecture.md, "The hand-over rules").
 func (a *Agent) adopt(ctx context.Context) error {
 	all, err := a.Store.VMs(ctx)
 	if err != nil {
@@ -32,8 +32,12 @@ func (a *Agent) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	leaves := map[inventory.VMID]bool{}
 	a.mu.Lock()
 	for _, m := range migrations {
+		if !m.Status.Phase.Final() && m.Spec.Source == a.Host() {
+			leaves[m.Spec.VM] = true
+		}
 		a.before[m.ID] = !m.Status.Phase.Final()
 		if a.before[m.ID] && (a.rebooted || a.Authority.was.cut[m.ID]) {
 			a.cut[m.ID] = true
@@ -47,7 +51,7 @@ func (a *Agent) adopt(ctx context.Context) error {
 		a.Starting("looks for vm " + stored.Spec.Name)
 		process := a.endLost(ctx, stored, a.adoptProcess(ctx, stored.ID))
 		mine := stored.Run.Owner == a.Host() || stored.Run.Heir.Host == a.Host()
-		if !mine && process == nil {
+		if !mine && process == nil && !leaves[stored.ID] {
 			continue
 		}
 		if err := a.adoptVM(ctx, stored, process); err != nil {
