@@ -54,7 +54,7 @@ func StartEtcd(ctx context.Context, binary string) (_ *Etcd, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = log.Close() }()                                                                        // the child has its own
+	defer func() { _ = log.Close() }()                                                                // the child has its own
 	e.cmd = exec.Command(binary, "role", "store", "--data", data, "--run", filepath.Join(dir, "run")) //nolint:noctx // Close ends it
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	if err := e.cmd.Start(); err != nil {

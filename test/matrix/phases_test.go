@@ -49,6 +49,7 @@ func onTarget(t *trial) *lab.Host { return t.target }
 // would allow in earnest, that it is seen.
 var (
 	slowCopy       = []string{"--bandwidth", "16M"}
+	shortCopy      = []string{"--bandwidth", "32M"}
 	longSwitchover = []string{"--bandwidth", "24M", "--downtime-max", "2s"}
 )
 
@@ -115,24 +116,14 @@ var phases = map[string]phase{
 		host: onTarget, over: []string{"to=loaded"},
 	},
 	"loaded": {
-		flags: slowCopy,
+		flags: shortCopy,
 		reach: func(ctx context.Context, t *trial) error { return t.loaded(ctx) },
 		host:  onSource, over: []string{"event=completed"},
 	},
 	"release": {
-		flags: slowCopy,
+		flags: shortCopy,
 		reach: func(ctx context.Context, t *trial) error {
 			if err := t.loaded(ctx); err != nil {
-				return err
-			}
-			// The word that QEMU has loaded must have left the agent before that stands.
-			wire, err := lab.MemoryStream(t.pids[targetAgent])
-			if err != nil {
-				return err
-			}
-			err = t.soon(ctx, "the target's word is on its way", func() bool { n, err := wire.Unheard(); return err == nil && n > 0 })
-			_ = wire.Close() // only looked at
-			if err != nil {
 				return err
 			}
 			if err := errors.Join(t.stand(targetAgent), t.release(theStream)); err != nil {
@@ -143,12 +134,12 @@ var phases = map[string]phase{
 		host: onTarget, over: []string{"to=resuming"},
 	},
 	"resume": {
-		flags: slowCopy,
+		flags: shortCopy,
 		reach: func(ctx context.Context, t *trial) error { return t.resuming(ctx) },
 		host:  onTarget, over: []string{"to=running"},
 	},
 	"owner write": {
-		flags: slowCopy,
+		flags: shortCopy,
 		reach: func(ctx context.Context, t *trial) error {
 			if err := t.resuming(ctx); err != nil {
 				return err
@@ -169,7 +160,7 @@ var phases = map[string]phase{
 		host: onTarget, over: []string{"to=owner"},
 	},
 	"clean-up": {
-		flags: slowCopy,
+		flags: shortCopy,
 		reach: func(ctx context.Context, t *trial) error {
 			if err := t.resuming(ctx); err != nil {
 				return err
@@ -268,7 +259,15 @@ func (t *trial) loaded(ctx context.Context) error {
 		return err
 	}
 	t.holds = append(t.holds, hold{theStream, lift})
-	return t.logged(ctx, t.target, "to=loaded")
+	if err := t.logged(ctx, t.target, "to=loaded"); err != nil {
+		return err
+	}
+	// Its word must have left both QEMU and agent before either is stopped, or it is never heard.
+	if wire, err = lab.MemoryStream(t.pids[targetAgent]); err != nil {
+		return err
+	}
+	defer func() { _ = wire.Close() }() // only looked at
+	return t.soon(ctx, "the target's word is on its way", func() bool { n, err := wire.Unheard(); return err == nil && n > 0 })
 }
 
 // resuming brings the migration to where the target's QEMU is to run, and has not heard it.
