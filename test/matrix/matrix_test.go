@@ -22,6 +22,7 @@ var (
 	seedFlag  = flag.Uint64("seed", 0, "of the order of the cells")
 	atFlag    = flag.Int("at", 2, "how many clusters run cells at the same time")
 	onlyFlag  = flag.String("only", "", "run only the cells whose names have this in them")
+	tagsFlag  = flag.String("tags", "", "build tags of the Godwit that is struck: defect_NAME seeds a mistake (internal/fault/defect), which must be found")
 	keepFlag  = flag.String("keep", "", "file to write the run to, as JSON")
 )
 
@@ -57,7 +58,11 @@ func main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "matrix: no run is kept:", err)
 		return 1
 	}
-	if err := lab.Build(godwit); err != nil {
+	if *tagsFlag != "" && *keepFlag != "" {
+		fmt.Fprintln(os.Stderr, "matrix: no run is kept of a build with tags")
+		return 1
+	}
+	if err := lab.Build(godwit, "-tags="+*tagsFlag); err != nil {
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		return 1
 	}

@@ -166,20 +166,17 @@ func (l *lab) moves(w world, silent func(name string) bool) []world {
 	if l.sourceOf(w).State != SourceCopying || w.aQEMU != alone || w.aActs[0] != 0 || w.aNews[0] != 0 {
 		return next
 	}
-	switch n := w; l.targetOf(w).State {
-	case TargetPreparing:
-		if w.bActs[0] != 0 {
-			break
-		}
-		if n.bQEMU = incoming; w.bQEMU == gone && w.bNews[0] == 0 {
-			add(n, "B starts its QEMU")
-		} else if w.bQEMU == incoming {
-			add(l.tellB(w, TargetEvent{Kind: TargetPrepared}), "B is prepared")
-		}
-	case TargetIncoming:
+	n := w
+	switch b := l.targetOf(w).State; {
+	case b == TargetPreparing && w.bActs[0] == 0 && w.bQEMU == incoming:
+		add(l.tellB(w, TargetEvent{Kind: TargetPrepared}), "B is prepared")
+	case b == TargetPreparing && w.bActs[0] == 0 && w.bNews[0] == 0:
+		n.bQEMU = incoming
+		add(n, "B starts its QEMU")
+	case b == TargetIncoming:
 		n.aQEMU = copying
 		add(n, "A's QEMU is told to migrate")
-	default:
+	case b != TargetPreparing:
 		add(l.tellA(w, SourceEvent{Kind: SourceAbort}), "A hears that the target cannot be prepared")
 	}
 	return next
