@@ -40,15 +40,28 @@ const (
 	fencesToo              // authority that ends
 )
 
+type brokenRule struct {
+	name  string
+	needs kinds // the smallest walk that can show it
+	rules rules
+	want  []string // one of these
+}
+
+func (d brokenRule) found(t *testing.T) {
+	n, found := explore(d.rules)
+	if found == nil {
+		t.Fatalf("%s: %d states, and nothing was found: the explorer is blind to this rule", d.rules.walk, n)
+	}
+	if !slices.ContainsFunc(d.want, func(w string) bool { return strings.Contains(found.what, w) }) {
+		t.Errorf("found %q, want one of %q", found.what, d.want)
+	}
+	t.Logf("%d states until: %s\n  %s", n, found.what, strings.Join(found.path, "\n  "))
+}
+
 // TestTheExplorerFindsEachBrokenRule breaks one rule at a time: an exploration that holds then would prove nothing.
 func TestTheExplorerFindsEachBrokenRule(t *testing.T) {
 	const two, stale, stuck = "two running", "stale memory", "stuck"
-	for _, defect := range []struct {
-		name  string
-		needs kinds // the smallest walk that can show it
-		rules rules
-		want  []string // one of these
-	}{
+	for _, defect := range []brokenRule{
 		{"the source releases before QEMU has completed", crashes, sourceDefect(func(_ Source, _ SourceEvent, next *Source, actions *[]SourceAction) {
 			if slices.ContainsFunc(*actions, func(a SourceAction) bool { return a.Kind == ContinueSwitchover }) {
 				next.State, next.Released = SourceReleased, true
@@ -161,19 +174,142 @@ func TestTheExplorerFindsEachBrokenRule(t *testing.T) {
 		}(), []string{two, stale}},
 	} {
 		t.Run(defect.name, func(t *testing.T) {
-			defect.rules.free = true
-			defect.rules.noFences = defect.needs != fencesToo
-			if defect.needs == faultsToo {
-				defect.rules.budget = 1
+			defect.rules.walk = map[kinds]walk{
+				crashes: {free: true, noFences: true}, faultsToo: {free: true, noFences: true, budget: 1}, fencesToo: {budget: 2},
+			}[defect.needs]
+			defect.found(t)
+		})
+	}
+}
+
+// without returns a rule that forgets an action of the source.
+func without(kind SourceActionKind) rules {
+	return sourceDefect(func(_ Source, _ SourceEvent, _ *Source, actions *[]SourceAction) {
+		*actions = slices.DeleteFunc(slices.Clone(*actions), func(a SourceAction) bool { return a.Kind == kind })
+	})
+}
+
+// withoutAtTarget is the same of the target.
+func withoutAtTarget(kind TargetActionKind) rules {
+	return targetDefect(func(_ Target, _ TargetEvent, _ *Target, actions *[]TargetAction) {
+		*actions = slices.DeleteFunc(slices.Clone(*actions), func(a TargetAction) bool { return a.Kind == kind })
+	})
+}
+
+// with sets what a rule has beside the machines.
+func with(set func(*rules)) rules {
+	r := goodRules()
+	set(&r)
+	return r
+}
+
+// TestTheExplorerFindsWhatIsLostOrLeft breaks the rules that the first list says nothing of: those of post-copy, of what may be lost and
+// of what may be left, of the store and the leader. Each is walked as the rules themselves are, with one fault or two.
+func TestTheExplorerFindsWhatIsLostOrLeft(t *testing.T) {
+	const two, stale, stuck, memory, source, number = "two running", "stale memory", "stuck", "memory lost", "source lost", "generation used twice"
+	pre1 := walk{budget: 1}
+	post0, post1, post2 := walk{mode: inventory.PostCopy}, walk{mode: inventory.PostCopy, budget: 1}, walk{mode: inventory.PostCopy, budget: 2}
+	list := []struct {
+		brokenRule
+		walk walk
+	}{
+		{brokenRule{"the source ends its QEMU instead of giving up the copy", 0, sourceDefect(func(_ Source, e SourceEvent, _ *Source, actions *[]SourceAction) {
+			if e.Kind == SourceCancel || e.Kind == SourceAbort {
+				*actions = []SourceAction{{Kind: KillSource}}
 			}
-			n, found := explore(defect.rules)
-			if found == nil {
-				t.Fatalf("%d states, and nothing was found: the explorer is blind to this rule", n)
+		}), []string{source}}, pre1},
+		{brokenRule{"the target leaves its port and its lock record", 0, withoutAtTarget(FreeTarget), []string{stuck}}, pre1},
+		{brokenRule{"the target leaves its QEMU when it discards", 0, withoutAtTarget(KillTarget), []string{stuck}}, pre1},
+		{brokenRule{"the target never opens its port", 0, withoutAtTarget(OpenPort), []string{stuck}}, pre1},
+		{brokenRule{"the source leaves what it had", 0, without(FreeSource), []string{stuck}}, pre1},
+		{brokenRule{"the source leaves its QEMU", 0, without(KillSource), []string{stuck}}, pre1},
+		{brokenRule{"the source leaves the heir", 0, without(ClearHeir), []string{stuck}}, pre1},
+		{brokenRule{"the source frees what its VM needs when an attempt has failed", 0, sourceDefect(func(_ Source, _ SourceEvent, next *Source, actions *[]SourceAction) {
+			if next.State == SourceEnding {
+				*actions = append([]SourceAction{{Kind: FreeSource}}, *actions...)
 			}
-			if !slices.ContainsFunc(defect.want, func(w string) bool { return strings.Contains(found.what, w) }) {
-				t.Errorf("found %q, want one of %q", found.what, defect.want)
+		}), []string{stuck}}, pre1},
+		{brokenRule{"the generation of a failed attempt is used again", 0, with(func(r *rules) { r.unburnt = true }), []string{number}}, pre1},
+		{brokenRule{"a leader's write is not compared with what it was decided on", 0, with(func(r *rules) { r.trustPlan = true }), []string{two}}, walk{budget: 1, free: true}},
+		{brokenRule{"a source that gave its memory up does not hear that the target discarded", 0, sourceDefect(func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
+			if s.State == SourceDropped && e.Kind == SourceAnswered {
+				*next, *actions = s, nil
 			}
-			t.Logf("%d states until: %s\n  %s", n, found.what, strings.Join(found.path, "\n  "))
+		}), []string{stuck}}, pre1},
+
+		{brokenRule{"the source's QEMU is ended when the target is owner, though it pulls", 0, sourceDefect(func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
+			if e.Kind == SourceOwnerTarget && s.mayServe() {
+				s.Ends = inventory.Completed
+				*next, *actions = s.leave()
+			}
+		}), []string{stuck, memory}}, post0},
+		{brokenRule{"the target takes itself for whole when it runs", 0, targetDefect(func(_ Target, e TargetEvent, next *Target, actions *[]TargetAction) {
+			if e.Kind == TargetContOK && next.Pulling {
+				*next, *actions = next.whole(true, "")
+				*actions = append(*actions, TargetAction{Kind: WriteOwner}, TargetAction{Kind: OpenPort})
+			}
+		}), []string{stuck, memory}}, post0},
+		{brokenRule{"a target whose source is lost stalls on", 0, targetDefect(func(b Target, e TargetEvent, next *Target, actions *[]TargetAction) {
+			if e.Kind == TargetPullLost {
+				*next, *actions = b, nil
+			}
+		}), []string{stuck}}, post1},
+		{brokenRule{"a target whose source is lost keeps its QEMU", 0, targetDefect(func(_ Target, e TargetEvent, _ *Target, actions *[]TargetAction) {
+			if e.Kind == TargetPullLost {
+				*actions = slices.DeleteFunc(slices.Clone(*actions), func(a TargetAction) bool { return a.Kind == KillTarget })
+			}
+		}), []string{stuck, two}}, post1},
+		{brokenRule{"the source does not say that its QEMU is gone", 0, without(SendPullLost), []string{stuck}}, post1},
+		{brokenRule{"the source does not go on with a pull that was paused", 0, without(ResumePull), []string{stuck}}, post1},
+		{brokenRule{"the target does not go on with a pull that was paused", 0, withoutAtTarget(RecoverPull), []string{stuck}}, post1},
+		{brokenRule{"a pause of the pull is taken for its end", 0, targetDefect(func(b Target, e TargetEvent, next *Target, actions *[]TargetAction) {
+			if e.Kind == TargetPullPaused && b.Pulling {
+				*next, *actions = b.cutOff(e, b.State == TargetRunning || b.State == TargetOwner)
+			}
+		}), []string{memory}}, post1},
+		{brokenRule{"the target discards what the source cannot run any more", 0, targetDefect(func(b Target, e TargetEvent, next *Target, actions *[]TargetAction) {
+			if e.Kind == TargetAuthorityShort && b.State == TargetLoadedUp {
+				*next, *actions = b.discard("short", "")
+			}
+		}), []string{memory}}, post1},
+		{brokenRule{"the target is told of the source's loss before its QEMU was asked", 0, with(func(r *rules) { r.hasty = true }), []string{memory}}, post1},
+		{brokenRule{"the source takes a switched QEMU for one that may run on", 0, sourceDefect(func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
+			if e.Kind == SourceFoundPull {
+				*next, *actions = s.Step(SourceEvent{Kind: SourceFoundDone, Authority: e.Authority})
+			}
+		}), []string{stuck, memory, two, "violation"}}, post1},
+		{brokenRule{"a restarted source that the store has told of the owner forgets the pull", 0, sourceDefect(func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
+			if s.State == SourceAdopted && e.Kind == SourceOwnerTarget {
+				s.Ends = inventory.Completed
+				*next, *actions = s.leave()
+			}
+		}), []string{stuck, memory}}, post1},
+		{brokenRule{"a restarted owner forgets that it pulls", 0, targetDefect(func(b Target, e TargetEvent, next *Target, _ *[]TargetAction) {
+			if b.State == TargetAdopted && e.Kind == TargetOwnerWritten {
+				next.Pulling = false
+			}
+		}), []string{stuck, memory}}, post1},
+		{brokenRule{"the source ends the attempt when a switched QEMU dies whose release may be in the journal", 0, sourceDefect(
+			func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
+				if s.State == SourceSwitched && e.Kind == SourceGone {
+					*next, *actions = s.died(e)
+				}
+			}), []string{two, stale, stuck, "violation"}}, post2},
+	}
+	if *whole {
+		list = append(list, struct {
+			brokenRule
+			walk walk
+		}{brokenRule{"a restarted source does not see that its attempt had ended", 0, sourceDefect(func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
+			if s.State == SourceReleased && e.Kind == SourceHeirCleared {
+				*next, *actions = s, nil
+			}
+		}), []string{stuck}}, walk{budget: 3}})
+	}
+	for _, defect := range list {
+		t.Run(defect.name, func(t *testing.T) {
+			defect.rules.walk = defect.walk
+			defect.found(t)
 		})
 	}
 }

@@ -1,8 +1,9 @@
 package handover
 
 import (
+	"flag"
 	"fmt"
-	"os"
+	"hash/maphash"
 	"slices"
 	"strings"
 	"testing"
@@ -23,7 +24,17 @@ type finding struct {
 func explore(r rules) (int, *finding) {
 	l := &lab{rules: r}
 	worlds := []world{l.start()}
-	index := map[world]int32{worlds[0]: 0}
+	seed := maphash.MakeSeed()
+	index := map[uint64]int32{} // by hash; the next free one where another world has it
+	find := func(w world) (at uint64, i int32, seen bool) {
+		for at = maphash.Comparable(seed, w); ; at++ {
+			if i, seen = index[at]; !seen || worlds[i] == w {
+				return at, i, seen
+			}
+		}
+	}
+	first, _, _ := find(worlds[0])
+	index[first] = 0
 	parent := []int32{-1}
 	type edge struct{ from, to int32 }
 	var benign []edge
@@ -44,10 +55,10 @@ func explore(r rules) (int, *finding) {
 	for i := int32(0); int(i) < len(worlds); i++ {
 		out = l.steps(worlds[i], out[:0])
 		for _, st := range out {
-			t, seen := index[st.next]
+			at, t, seen := find(st.next)
 			if !seen {
 				t = int32(len(worlds))
-				index[st.next] = t
+				index[at] = t
 				worlds, parent = append(worlds, st.next), append(parent, i)
 				if bad := st.next.check(); bad != fine {
 					return len(worlds), &finding{faults[bad], path(t)}
@@ -85,13 +96,18 @@ func explore(r rules) (int, *finding) {
 	return len(worlds), nil
 }
 
-// walks are what the test walks.
+var whole = flag.Bool("whole", false, "walk further than every run of the tests does: minutes")
+
+// walks are what the test walks, the small ones first: a mistake is told by the shortest way that shows it.
 func walks() []walk {
-	var list []walk
-	for line := range strings.SplitSeq(os.Getenv("WALKS"), ";") {
-		var m, b, f int
-		fmt.Sscan(line, &m, &b, &f)
-		list = append(list, walk{mode: inventory.Mode(m), budget: uint8(b), free: f == 1})
+	list := []walk{
+		{mode: inventory.PreCopyOnly, budget: 1}, {mode: inventory.PostCopy, budget: 1}, {mode: inventory.PreCopyOnly, budget: 2},
+	}
+	if !raced {
+		list = append(list, walk{mode: inventory.PreCopyOnly, free: true}, walk{mode: inventory.PostCopy, budget: 2})
+	}
+	if *whole {
+		list = append(list, walk{mode: inventory.PreCopyOnly, budget: 3}, walk{mode: inventory.PreCopyOnly, budget: 1, free: true})
 	}
 	return list
 }

@@ -72,7 +72,7 @@ func (l *lab) decides(w world) ha.Decision {
 		c.Owner = life(w.bFenced)
 	}
 	if l.ignoreHA {
-		c.Run.Heir = inventory.Heir{}
+		c.Run.Generation, c.Run.Heir = max(c.Run.Generation, c.Run.Heir.Generation), inventory.Heir{}
 	}
 	return ha.Decide(c)
 }

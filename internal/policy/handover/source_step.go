@@ -223,7 +223,7 @@ func (s Source) released(e SourceEvent) (Source, []SourceAction) {
 	case SourceHeirCleared:
 		if s.Gone {
 			// Only an earlier incarnation takes the heir back, and only when the target cannot run the VM any more.
-			return s.end()
+			return s.because(inventory.Failed, "the attempt had ended before", "").end()
 		}
 	case SourceTick:
 		if defect.Seeded.ResumeAfterRelease() {

@@ -324,7 +324,7 @@ func (l *lab) targetSteps(w world, add adder) {
 		tell("B hears discard", TargetDiscard)
 	}
 	if w.msgs&msgPullLost != 0 || l.mode == inventory.PostCopy && (w.aFenced || w.aBoot) {
-		if w.bQEMU != gone && w.loaded && !w.pull && l.targetOf(w).Pulling {
+		if w.bQEMU != gone && w.loaded && !w.pull && l.targetOf(w).Pulling && !l.hasty {
 			tell("B hears that A is lost, but its QEMU says that it is whole", TargetLoaded)
 		} else {
 			tell("B hears that A is lost", TargetPullLost)
@@ -429,6 +429,9 @@ func (l *lab) written(w world, what lateWrite) (done, news world) {
 		run, err := clearHeir(l.record(w))
 		if w.aFenced || err != nil {
 			return w, w
+		}
+		if l.unburnt && l.heir(w) {
+			run.Generation--
 		}
 		done = l.stored(w, run)
 		return done, l.newsA(done, SourceHeirCleared)

@@ -175,6 +175,8 @@ type rules struct {
 	restoreA  func(inventory.MigrationID, []Entry) Source
 	restoreB  func(inventory.MigrationID, []Entry) Target
 	ignoreHA  bool // HA starts the VM without waiting for the heir
+	hasty     bool // B is told that A is lost before its QEMU was asked whether it is whole
+	unburnt   bool // the generation of an attempt that failed is given again
 	trustPlan bool // a leader's write is not compared with what it was decided on
 	clearEver bool // the source's agent clears the heir whenever it likes
 	secondTry bool // the source lets QEMU try again under the same migration id
