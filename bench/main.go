@@ -4,6 +4,9 @@
 //
 // With -scale it gives one leader many simulated hosts. With -many it fills one host with tiny VMs instead, and measures how long that takes and what the host does when they are idle.
 //
+// With -before it also measures another build of Godwit, in the same pairs, and plain QEMU told what that build told its QEMUs at a time when there
+// was one downtime limit for all of a migration.
+//
 // Plain is two QEMUs with the command line that Godwit would give them, joined by a unix socket, driven over QMP with nothing
 // between: no second machine's network, no encryption, no records, no clean-up of anything but the processes. It is the
 // least that a migration can cost here, not a way to run a data centre.
@@ -28,6 +31,7 @@ import (
 // options are the flags.
 type options struct {
 	binary    string
+	before    string // another build to measure beside it; empty: none
 	out       string
 	name      string
 	pairs     int
@@ -45,12 +49,14 @@ type options struct {
 func main() {
 	var o options
 	var bandwidth, memories, rates string
-	var quick bool
+	var quick, pauses bool
 	flag.StringVar(&o.binary, "godwit", "bin/godwit", "the godwit binary")
 	flag.StringVar(&o.out, "out", "bench/results", "folder of the results")
 	flag.StringVar(&o.name, "name", "migration", "how the results' files begin")
 	flag.IntVar(&o.pairs, "pairs", 5, "migrations of each variant in each case")
 	flag.BoolVar(&quick, "quick", false, "one small guest, two dirty rates, two pairs")
+	flag.BoolVar(&pauses, "pause", false, "the pause of an idle guest of 512 MiB only: 15 pairs or more, in files of that name")
+	flag.StringVar(&o.before, "before", "", "also measure this older binary, in a cluster of its own, and plain QEMU with one downtime limit")
 	flag.StringVar(&memories, "memory", "512,1024", "the guests' memory in MiB")
 	flag.StringVar(&rates, "dirty", "0,20,100", "dirty rates in MiB/s")
 	flag.StringVar(&o.log, "log", "", "file for the hosts' logs")
@@ -64,6 +70,9 @@ func main() {
 	if quick {
 		o.pairs, memories, rates = 2, "512", "0,20"
 	}
+	if pauses {
+		o.pairs, memories, rates, o.name, o.defaults = max(o.pairs, pausePairs), "512", "0", "pause", false
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := begin(ctx, o, bandwidth, memories, rates)
 	stop()
@@ -72,6 +81,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// pausePairs is the least that the goal for the pause asks for.
+const pausePairs = 15
 
 func begin(ctx context.Context, o options, bandwidth, memories, rates string) (err error) {
 	if o.pairs < 1 {
@@ -95,6 +107,11 @@ func begin(ctx context.Context, o options, bandwidth, memories, rates string) (e
 	}
 	if _, err := os.Stat(o.binary); err != nil {
 		return fmt.Errorf("%w: run make build", err)
+	}
+	if o.before != "" {
+		if o.before, err = filepath.Abs(o.before); err != nil {
+			return err
+		}
 	}
 	if o.many > 0 {
 		m, err := measureMany(ctx, o)

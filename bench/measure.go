@@ -20,9 +20,14 @@ import (
 // The variants.
 const (
 	godwit        = "godwit"
-	plainTuned    = "plain"    // plain QEMU, told what Godwit tells it
-	plainDefaults = "defaults" // plain QEMU at its defaults
+	plainTuned    = "plain"     // plain QEMU, told what Godwit tells it
+	plainDefaults = "defaults"  // plain QEMU at its defaults
+	earlier       = "before"    // another build of Godwit, with -before
+	plainOneLimit = "one limit" // plain QEMU with all of its downtime limit from the beginning, with -before
 )
+
+// variants are all of them, in the order of the tables.
+var variants = []string{godwit, plainTuned, earlier, plainOneLimit, plainDefaults}
 
 // Bounds.
 const (
@@ -77,6 +82,14 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, cluster.Close()) }()
+	var other *lab.Cluster // nil: there is none
+	if o.before != "" {
+		wanted.Binary = o.before
+		if other, err = lab.Start(ctx, wanted); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, other.Close()) }()
+	}
 	var user *qemu.User
 	if os.Geteuid() == 0 {
 		if user, err = qemu.LookupUser(qemu.DefaultUser); err != nil {
@@ -92,7 +105,7 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 		return nil, err
 	}
 	for _, memory := range o.memories {
-		cases, err := compare(ctx, cluster, o, memory, abilities, user)
+		cases, err := compare(ctx, cluster, other, o, memory, abilities, user)
 		if err != nil {
 			return nil, err
 		}
@@ -106,7 +119,7 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 
 // compare boots the two guests of one size and goes through the dirty rates.
 func compare(
-	ctx context.Context, cluster *lab.Cluster, o options, memory int, abilities qemu.Abilities, user *qemu.User,
+	ctx context.Context, cluster, other *lab.Cluster, o options, memory int, abilities qemu.Abilities, user *qemu.User,
 ) (cases []Case, err error) {
 	after := context.WithoutCancel(ctx)
 	name := fmt.Sprintf("bench-%d", memory)
@@ -126,6 +139,22 @@ func compare(
 		{godwit, ours, func(ctx context.Context) (Sample, error) { return ours.migrate(ctx, o) }},
 		{plainTuned, theirs, func(ctx context.Context) (Sample, error) { return theirs.migrate(ctx, sameAsGodwit(o)) }},
 	}
+	guests := []guestOf{ours, theirs}
+	if other != nil {
+		before, _, err := newMoved(ctx, other, name, inventory.Bytes(memory)*inventory.MiB)
+		if err != nil {
+			return nil, err
+		}
+		if err := before.suspend(ctx); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, before.close(after)) }()
+		guests = append(guests, before)
+		contenders = append(contenders,
+			contender{earlier, before, func(ctx context.Context) (Sample, error) { return before.migrate(ctx, o) }},
+			contender{plainOneLimit, theirs, func(ctx context.Context) (Sample, error) { return theirs.migrate(ctx, oneLimit(o)) }})
+	}
+	once := len(contenders) // each guest's first migration, by them, is not counted
 	if o.defaults {
 		contenders = append(contenders, contender{plainDefaults, theirs, func(ctx context.Context) (Sample, error) {
 			return theirs.migrate(ctx, untouched())
@@ -140,13 +169,13 @@ func compare(
 	set := memory / 2
 	for i, rate := range o.rates {
 		c := Case{MemoryMiB: memory, DirtyMiB: rate, SetMiB: set}
-		for _, g := range []guestOf{ours, theirs} {
+		for _, g := range guests {
 			if err := write(ctx, g, rate, set); err != nil {
 				return nil, err
 			}
 		}
 		if i == 0 { // the first migration of a guest finds caches cold that no later one does: it is not counted
-			if _, err := c.pair(ctx, contenders[:2], 0); err != nil {
+			if _, err := c.pair(ctx, contenders[:once], 0); err != nil {
 				return nil, err
 			}
 		}

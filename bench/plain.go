@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/control/migrate"
@@ -30,15 +31,27 @@ type plain struct {
 type tuning struct {
 	capabilities map[string]bool
 	parameters   qmp.MigrationParameters
+	track        *converge.Track // changes the downtime limit while it goes on; nil: it stays
 }
 
-// sameAsGodwit is what Godwit tells its QEMUs.
+// sameAsGodwit is what Godwit tells its QEMUs, at the same moments.
 func sameAsGodwit(o options) tuning {
+	t := oneLimit(o)
+	track := migrate.Track(inventory.MigrationSpec{DowntimeMax: o.downtime})
+	t.track, t.parameters.DowntimeMax = &track, track.Downtime()
+	return t
+}
+
+// oneLimit gives QEMU all of its downtime limit from the beginning.
+func oneLimit(o options) tuning {
 	bandwidth := o.bandwidth
 	if bandwidth == 0 {
 		bandwidth = migrate.BandwidthFree
 	}
-	return tuning{migrate.Capabilities(), qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: converge.DowntimeLimit(o.downtime)}}
+	return tuning{
+		capabilities: migrate.Capabilities(),
+		parameters:   qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: converge.DowntimeLimit(o.downtime)},
+	}
 }
 
 // untouched leaves QEMU at its defaults, 128 MiB/s and 300 ms among them; only events are switched on, to see anything at all.
@@ -47,7 +60,10 @@ func untouched() tuning {
 	for name := range off {
 		off[name] = name == "events"
 	}
-	return tuning{off, qmp.MigrationParameters{BandwidthMax: 128 * inventory.BytesPerSecond(inventory.MiB), DowntimeMax: 300 * time.Millisecond}}
+	return tuning{
+		capabilities: off,
+		parameters:   qmp.MigrationParameters{BandwidthMax: 128 * inventory.BytesPerSecond(inventory.MiB), DowntimeMax: 300 * time.Millisecond},
+	}
 }
 
 // newPlain boots a guest that has the VM's hardware, from the same files, on a port of the first host's switch.
@@ -202,15 +218,22 @@ func (p *plain) stream(ctx context.Context, clock *clock, target *qemu.Process, 
 		return Sample{}, err
 	}
 	began := clock.mark("pre-copy")
-	stopped, failed, err := followSource(ctx, clock, from, left)
+	within, done := context.WithCancel(ctx)
+	var limits sync.WaitGroup
+	if t.track != nil {
+		limits.Go(func() { keepLimit(within, from, *t.track) })
+	}
+	stopped, failed, err := followSource(ctx, clock, from, left, done)
+	done()
 	if err != nil || failed != "" {
 		return Sample{Failed: failed}, err
 	}
-	done := clock.now()
+	completed := clock.now()
 	if err := to.Cont(ctx); err != nil {
 		return Sample{}, err
 	}
-	s := Sample{Waited: began, Copy: done - began, Running: clock.mark("running")}
+	s := Sample{Waited: began, Copy: completed - began, Running: clock.mark("running")}
+	limits.Wait()
 	select {
 	case e, more := <-arrived.C:
 		if !more {
@@ -223,8 +246,37 @@ func (p *plain) stream(ctx context.Context, clock *clock, target *qemu.Process, 
 	return s, nil
 }
 
-// followSource returns when the source has completed, with the time at which it stopped, or says why it did not.
-func followSource(ctx context.Context, clock *clock, conn *qmp.Conn, events *qmp.Events) (stopped time.Time, failed string, err error) {
+// limitEvery is how often QEMU is asked how far it is, as often as Godwit asks it.
+const limitEvery = 20 * time.Millisecond
+
+// keepLimit gives QEMU the downtime limit that Godwit would give it, until ctx ends.
+func keepLimit(ctx context.Context, conn *qmp.Conn, track converge.Track) {
+	allowed, began := track.Downtime(), time.Now()
+	tick := time.NewTicker(limitEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		m, err := conn.Migration(ctx)
+		if err != nil {
+			continue
+		}
+		var advice converge.Advice
+		track, advice = track.Step(converge.Sample{At: time.Since(began), Passes: m.RAM.Rounds}) // the limit follows from the rounds alone
+		if advice.Downtime > allowed && conn.SetMigrationParameters(ctx, qmp.MigrationParameters{DowntimeMax: advice.Downtime}) == nil {
+			allowed = advice.Downtime
+		}
+	}
+}
+
+// followSource returns when the source has completed, with the time at which it stopped, or says why it did not. It calls stops when the guest has
+// stopped.
+func followSource(
+	ctx context.Context, clock *clock, conn *qmp.Conn, events *qmp.Events, stops func(),
+) (stopped time.Time, failed string, err error) {
 	for {
 		select {
 		case e, more := <-events.C:
@@ -233,6 +285,7 @@ func followSource(ctx context.Context, clock *clock, conn *qmp.Conn, events *qmp
 			}
 			if e.Name == qmp.EventStop {
 				stopped = e.Time
+				stops()
 				clock.mark("stopped")
 				continue
 			}

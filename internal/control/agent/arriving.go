@@ -111,7 +111,7 @@ func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) mig
 			}
 			process, err := a.startQEMU(ctx, v, true)
 			if err == nil {
-				v.stands(ctx)
+				v.mayRunSoon(ctx)
 			}
 			return process, err
 		},

@@ -141,6 +141,19 @@ func (v *vm) stands(ctx context.Context) {
 	v.noteStands(ctx)
 }
 
+// mayRunSoon tells the warden that the vCPUs of an incoming QEMU may run at any time, which letRun would have to while the guest stands still.
+// They stand: until they run, the warden kills a VM that it could have frozen, and the target of a migration whose authority is over is given up
+// in any case. A warden that did not hear it is told again by letRun.
+func (v *vm) mayRunSoon(ctx context.Context) {
+	v.vcpus.mu.Lock()
+	defer v.vcpus.mu.Unlock()
+	within, done := context.WithTimeout(ctx, wardenMax)
+	defer done()
+	if err := v.tellWarden(within, false); err != nil {
+		v.log.LogAttrs(ctx, slog.LevelWarn, "the warden does not know of the vm yet", slog.Any("err", err))
+	}
+}
+
 func (v *vm) noteStands(ctx context.Context) {
 	within, done := context.WithTimeout(ctx, wardenMax)
 	defer done()

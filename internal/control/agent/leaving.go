@@ -181,10 +181,11 @@ func (v *vm) depart(ctx context.Context, s *migrate.Source, run func(context.Con
 	v.mu.Lock()
 	v.source = s
 	v.mu.Unlock()
-	v.state(ctx, inventory.Migrating, "to "+string(s.Migration.Spec.Target)+" by "+string(s.Migration.ID))
 	if !v.agent.spawn(context.WithoutCancel(ctx), func(ctx context.Context) { v.moved <- run(ctx) }) {
 		v.moved <- migrate.Interrupted
 	}
+	// The target starts its QEMU while the store takes this.
+	v.state(ctx, inventory.Migrating, "to "+string(s.Migration.Spec.Target)+" by "+string(s.Migration.ID))
 }
 
 // afterMigration goes on with what a migration left: the VM here, or nothing.

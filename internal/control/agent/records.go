@@ -148,6 +148,11 @@ func (f far) Prepare(ctx context.Context, r migrate.PrepareRequest) ([]string, e
 	return resp.Msg.GetReasons(), nil
 }
 
+// Warm implements migrate.Far.
+func (f far) Warm(ctx context.Context) error {
+	return f.agent.Peers.Warm(ctx, f.target.ID, f.target.Spec.Address)
+}
+
 // Release implements migrate.Far.
 func (f far) Release(ctx context.Context, id inventory.MigrationID) (migrate.ReleaseAnswer, error) {
 	resp, err := f.client().Release(ctx, connect.NewRequest(&godwitv1.ReleaseRequest{

@@ -55,6 +55,8 @@ type Records interface {
 // Far is the target's agent as the source sees it. Calls may be repeated.
 type Far interface {
 	Prepare(ctx context.Context, r PrepareRequest) (reasons []string, err error)
+	// Warm makes ready what Release goes by, which may have been closed during a long copy. It only spares time.
+	Warm(ctx context.Context) error
 	Release(ctx context.Context, id inventory.MigrationID) (ReleaseAnswer, error)
 	// Discard returns the target's final word: discarded, running or lost.
 	Discard(ctx context.Context, id inventory.MigrationID) (handover.Answer, error)

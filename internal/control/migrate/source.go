@@ -311,9 +311,12 @@ func (s *Source) prepare(ctx context.Context) error {
 	if bandwidth == 0 {
 		bandwidth = BandwidthFree
 	}
-	return conn.SetMigrationParameters(within, qmp.MigrationParameters{
-		BandwidthMax: bandwidth, DowntimeMax: converge.DowntimeLimit(s.Migration.Spec.DowntimeMax),
-	})
+	return conn.SetMigrationParameters(within, qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: Track(s.Migration.Spec).Downtime()})
+}
+
+// Track returns the arithmetic of a migration that is to begin.
+func Track(m inventory.MigrationSpec) converge.Track {
+	return converge.New(converge.Config{Downtime: converge.DowntimeLimit(m.DowntimeMax)})
 }
 
 // copy lets QEMU migrate through a Relay, names the heir meanwhile, and follows the rounds.
@@ -424,6 +427,7 @@ func (s *Source) listen(ctx context.Context, events *qmp.Events) {
 			if !more {
 				return // QEMU ended or the monitor was lost: Done or the tick tells
 			}
+			s.Log.LogAttrs(ctx, slog.LevelDebug, "qemu", slog.String("event", e.Name), slog.String("status", string(e.Migration())), slog.Time("at", e.Time))
 			if e.Name == qmp.EventStop {
 				s.shared.Lock()
 				s.stopped = e.Time

@@ -2,10 +2,13 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/fault"
@@ -18,6 +21,9 @@ const undoTime = 10 * time.Second
 
 // figuresMax bounds how long a QEMU that is about to be ended is asked for its figures.
 const figuresMax = time.Second
+
+// writeMax is how long a switchover's and a release's record may come after the fact.
+const writeMax = 300 * time.Millisecond
 
 // cancelEvery is the pause between two looks at whether QEMU has given up its migration.
 const cancelEvery = 100 * time.Millisecond
@@ -75,18 +81,29 @@ func (s *Source) kill(ctx context.Context) {
 	}
 }
 
-// continueSwitchover sends what comes for the guest after it, and lets QEMU go on.
+// continueSwitchover sends what comes for the guest after it, and lets QEMU go on, both at once: the last pages do not wait for the switch. It
+// returns when both are done, so that nothing is released before the ports forward; the word of a QEMU that completed waits in the inbox.
 func (s *Source) continueSwitchover(ctx context.Context) handover.SourceEvent {
+	again := make([]int, len(s.Ports))
 	for i, port := range s.Ports {
-		again := s.unseen(ctx, i, port)
-		if err := s.Switch.Forward(ctx, port.ID, s.Migration.Spec.Target, s.Migration.ID, again); err != nil {
-			return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
-		}
+		again[i] = s.unseen(ctx, i, port) // before: a QEMU that sends its last pages answers nothing
 	}
+	var both errgroup.Group
+	both.Go(func() error {
+		for i, port := range s.Ports {
+			if err := s.Switch.Forward(ctx, port.ID, s.Migration.Spec.Target, s.Migration.ID, again[i]); err != nil {
+				return err
+			}
+		}
+		s.Log.LogAttrs(ctx, slog.LevelDebug, "ports forward")
+		return nil
+	})
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
-	if err := s.Process.QMP().MigrateContinue(within); err != nil {
-		// It may have gone on all the same: QEMU's own word decides (aborting).
+	// A QEMU that was not heard may have gone on all the same, and goes on when a port does not forward: its own word decides (aborting).
+	err := s.Process.QMP().MigrateContinue(within)
+	s.Log.LogAttrs(ctx, slog.LevelDebug, "qemu goes on", slog.Any("err", err))
+	if err := errors.Join(err, both.Wait()); err != nil {
 		return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
 	}
 	return handover.SourceEvent{}
@@ -161,6 +178,7 @@ func (s *Source) send(ctx context.Context, tasks *sync.WaitGroup, call func(cont
 
 func (s *Source) sendRelease(ctx context.Context) handover.SourceEvent {
 	answer, err := s.Far.Release(ctx, s.Migration.ID)
+	s.Log.LogAttrs(ctx, slog.LevelDebug, "release answered", slog.Time("resumed", answer.Resumed), slog.Any("err", err))
 	if err != nil {
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "release not answered", slog.Any("err", err))
 		return handover.SourceEvent{}
@@ -342,7 +360,27 @@ func (s *Source) keepWriting(ctx context.Context) {
 	for {
 		select {
 		case <-s.news:
+			s.awaitPause(ctx)
 			s.writeStatus(ctx)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// awaitPause returns when the guest does not stand still for its switchover, or has stood for writeMax: writing to the store takes processor time
+// from the last pages, and who reads the record there is in no hurry. A release that the target does not hear is in the record soon enough.
+func (s *Source) awaitPause(ctx context.Context) {
+	late := time.After(writeMax)
+	for {
+		status, changed := s.Status()
+		if status.Phase != inventory.Switchover && status.Phase != inventory.Released {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			return
 		case <-ctx.Done():
 			return
 		}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
+	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/converge"
@@ -27,10 +29,14 @@ const drainMax = 20 * time.Millisecond
 // may need longer, and a port that is not held cannot forward.
 const holdMax = 500 * time.Millisecond
 
-// follow polls the copy, publishes its progress, and holds the switch ports shortly before the guest stops: QEMU loses frames
-// that it reads once its vCPUs stand (net/net.c, qemu_can_send_packet), so from a little earlier on none may reach it.
+// follow polls the copy, publishes its progress, lets QEMU take a longer pause when a short one does not do, and holds the switch ports
+// shortly before the guest stops: QEMU loses frames that it reads once its vCPUs stand (net/net.c, qemu_can_send_packet), so from a little
+// earlier on none may reach it.
 func (s *Source) follow(ctx context.Context) {
-	track := converge.New(converge.Config{Downtime: converge.DowntimeLimit(s.Migration.Spec.DowntimeMax)})
+	track := Track(s.Migration.Spec)
+	allowed := track.Downtime()
+	var warming sync.WaitGroup
+	defer warming.Wait()
 	began := time.Now()
 	var shown time.Time
 	tick := time.NewTicker(followEvery)
@@ -50,8 +56,12 @@ func (s *Source) follow(ctx context.Context) {
 				shown = time.Now()
 				s.set(func(st *inventory.MigrationStatus) { st.Progress = advice.Progress })
 			}
+			if advice.Downtime > allowed {
+				allowed = s.allow(ctx, allowed, advice.Downtime)
+			}
 			switch advice.Port {
 			case converge.Hold:
+				warming.Go(func() { s.warm(ctx) })
 				s.holdPorts(ctx, false)
 			case converge.Unhold:
 				s.unholdPorts(ctx)
@@ -63,13 +73,44 @@ func (s *Source) follow(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		if s.standing() {
+			return // nothing is left to follow, and QEMU has other things to do
+		}
 	}
 }
 
-// ring is where a card's receive ring stood when its port began to be tracked.
+// warm opens the way of the release before it is needed.
+func (s *Source) warm(ctx context.Context) {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if err := s.Far.Warm(within); err != nil {
+		s.Log.LogAttrs(ctx, slog.LevelDebug, "the way of the release is not open yet", slog.Any("err", err))
+	}
+}
+
+// standing reports whether the guest has stopped for the switchover.
+func (s *Source) standing() bool {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	return s.vcpusOff
+}
+
+// allow lets QEMU take a pause of up to limit, and returns what it may take now: the next sample tries again.
+func (s *Source) allow(ctx context.Context, before, limit time.Duration) time.Duration {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if err := s.Process.QMP().SetMigrationParameters(within, qmp.MigrationParameters{DowntimeMax: limit}); err != nil {
+		return before
+	}
+	return limit
+}
+
+// ring is where a card's receive ring stood when its port began to be tracked, and what the switch had written for it when it was held.
 type ring struct {
-	known bool
-	used  uint16
+	known   bool
+	used    uint16
+	held    bool // written is known: the number stands still while the port is held
+	written uint64
 }
 
 // trackPorts begins to count what reaches the guest on each of its ports. A card that cannot be counted is left out: its
@@ -112,10 +153,11 @@ func (s *Source) unseen(ctx context.Context, i int, port Port) int {
 	if i >= len(s.rings) || !s.rings[i].known {
 		return 0
 	}
-	written, err := s.Switch.Tracked(ctx, port.ID)
-	if err != nil {
+	s.count(ctx, i)
+	if !s.rings[i].held {
 		return 0 // the switch was restarted, and what it had in hand is gone
 	}
+	written := s.rings[i].written
 	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
 	if err != nil {
 		return 0
@@ -128,6 +170,15 @@ func (s *Source) unseen(ctx context.Context, i int, port Port) int {
 	}
 	s.Log.LogAttrs(ctx, slog.LevelInfo, "frames did not reach the stopped guest", slog.String("port", port.ID), slog.Int("frames", missing))
 	return missing
+}
+
+// count asks the switch what it wrote to a card, once in a hold. The port must be held, and the caller holds ports.
+func (s *Source) count(ctx context.Context, i int) {
+	if i >= len(s.rings) || !s.rings[i].known || s.rings[i].held {
+		return
+	}
+	written, err := s.Switch.Tracked(ctx, s.Ports[i].ID)
+	s.rings[i].written, s.rings[i].held = written, err == nil
 }
 
 // unseenMax bounds the frames that can be on the way into one QEMU: its read buffer and its socket hold fewer.
@@ -143,7 +194,7 @@ func (s *Source) holdPorts(ctx context.Context, stopped bool) {
 		return
 	}
 	s.held = true
-	for _, port := range s.Ports {
+	for i, port := range s.Ports {
 		drain := drainMax
 		if stopped {
 			drain = time.Millisecond // QEMU reads no more; the frames that it left are found by unseen
@@ -153,7 +204,9 @@ func (s *Source) holdPorts(ctx context.Context, stopped bool) {
 		done()
 		if err != nil {
 			s.Log.LogAttrs(ctx, slog.LevelDebug, "port held with frames unread", slog.String("port", port.ID), slog.Any("err", err))
+			continue // whether it is held is not known, and so is the number
 		}
+		s.count(ctx, i) // now, and not in the pause
 	}
 	if stopped {
 		s.Log.LogAttrs(ctx, slog.LevelInfo, "ports were held after the guest stopped")
@@ -168,7 +221,10 @@ func (s *Source) unholdPorts(ctx context.Context) {
 		return
 	}
 	s.held = false
-	for _, port := range s.Ports {
+	for i, port := range s.Ports {
+		if i < len(s.rings) {
+			s.rings[i].held = false
+		}
 		if err := s.Switch.Unhold(ctx, port.ID); err != nil {
 			s.Log.LogAttrs(ctx, slog.LevelWarn, "port stays held", slog.String("port", port.ID), slog.Any("err", err))
 		}

@@ -170,6 +170,7 @@ func (t *Target) attend(ctx context.Context, p *qemu.Process) {
 }
 
 func (t *Target) heard(ctx context.Context, e qmp.Event) {
+	t.Log.LogAttrs(ctx, slog.LevelDebug, "qemu", slog.String("event", e.Name), slog.String("status", string(e.Migration())), slog.Time("at", e.Time))
 	if e.Name == qmp.EventResume {
 		t.mu.Lock()
 		t.resumed = e.Time

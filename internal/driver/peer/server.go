@@ -296,6 +296,10 @@ func (c *callers) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if c.id.refuseRemoved(w, r) {
 		return
 	}
+	if _, known := HostID(r.Context()); known && r.Method == http.MethodHead && r.URL.Path == warmPath {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	c.next.ServeHTTP(w, r)
 }
 

@@ -9,9 +9,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -90,6 +93,29 @@ func TestHostsCallOneAnother(t *testing.T) {
 			t.Errorf("got %d %q", code, body)
 		}
 	}
+}
+
+func TestACallAfterWarmNeedsNoHandshake(t *testing.T) {
+	c := newCluster(t, "alps")
+	var heard atomic.Int64
+	address, _ := serve(t, &peer.Server{Identity: c.first, HTTP: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { heard.Add(1) })})
+	dialer := peer.NewDialer(c.join(t, "host-2"))
+	defer dialer.Close()
+	must(t, dialer.Warm(t.Context(), "host-1", address))
+	if n := heard.Load(); n != 0 {
+		t.Errorf("the API heard %d calls", n)
+	}
+	var reused []bool
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { reused = append(reused, c.Reused) }})
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/x", nil)
+	must(t, err)
+	response, err := dialer.HTTPClient("host-1", address).Do(request)
+	must(t, err)
+	must(t, response.Body.Close())
+	if !slices.Equal(reused, []bool{true}) || heard.Load() != 1 {
+		t.Errorf("connections reused: %v, %d calls heard", reused, heard.Load())
+	}
+	want(t, fault.Unavailable, dialer.Warm(t.Context(), "host-1", "127.0.0.1:1"))
 }
 
 func TestOnlyTheRightHostIsTalkedTo(t *testing.T) {

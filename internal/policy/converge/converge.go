@@ -1,5 +1,6 @@
 // Package converge is the arithmetic of a migration's rounds: from QEMU's figures, sample by sample, it tells how far the
-// copying is, how long it still takes, and when to hold the frames for the guest because its vCPUs are about to stop.
+// copying is, how long it still takes, how long a pause QEMU may take now, and when to hold the frames for the guest because its vCPUs are
+// about to stop.
 //
 // It does not throttle the guest and decides nothing about the hand-over (policy/handover does). Track is its one type: a
 // value without a clock, fed by whoever polls QEMU.
@@ -29,6 +30,8 @@ const (
 
 // The bounds of the downtime limit. QEMU's own default is 300 ms; its maximum is 2000 s.
 const (
+	// DowntimeFirst is the limit that a migration begins with, or its own where that is shorter: see downtime.
+	DowntimeFirst   = 5 * time.Millisecond
 	DowntimeDefault = 100 * time.Millisecond
 	DowntimeMin     = time.Millisecond
 	DowntimeMax     = 2000 * time.Second
@@ -45,7 +48,7 @@ const Unknown time.Duration = -1
 
 // Config is what a Track must know of its migration.
 type Config struct {
-	// Downtime is the downtime-limit that QEMU was given: see DowntimeLimit.
+	// Downtime is the longest predicted pause that the migration allows: see DowntimeLimit. QEMU is given less at first: Advice.Downtime.
 	Downtime time.Duration
 }
 
@@ -76,6 +79,8 @@ const (
 type Advice struct {
 	Progress inventory.Progress
 	Port     PortAdvice
+	// Downtime is the downtime-limit that QEMU is to have now. It never falls and never passes Config.Downtime.
+	Downtime time.Duration
 }
 
 // Track follows one migration. The zero value is not usable: take New. It is a value; keep the last one that Step returned.
@@ -83,6 +88,7 @@ type Track struct {
 	config  Config
 	started bool
 	last    Sample
+	rounds  int           // the most that were seen
 	passAt  time.Duration // when this round was first seen
 	sent    meter         // of Transferred: what the link carries
 	drained meter         // of Remaining, upside down, within one pass: zero pages cost nothing on the link
@@ -105,12 +111,12 @@ func (t Track) Step(s Sample) (Track, Advice) {
 	}
 	t.sent = t.sent.step(s.At, float64(s.Transferred))
 	t.drained = t.drained.step(s.At, -float64(s.Remaining))
-	t.started, t.last = true, s
+	t.started, t.last, t.rounds = true, s, max(t.rounds, s.Passes)
 
 	eta := t.eta()
 	var port PortAdvice
 	t, port = t.port(eta)
-	return t, Advice{Port: port, Progress: inventory.Progress{
+	return t, Advice{Port: port, Downtime: t.downtime(), Progress: inventory.Progress{
 		Round:      max(s.Passes, 1),
 		Total:      s.Total,
 		Remaining:  s.Remaining,
@@ -145,7 +151,7 @@ func (t Track) eta() time.Duration {
 	if r, ok := t.drained.rate(); ok && r > 0 {
 		fall = r
 	}
-	rest := max(0, float64(t.last.Remaining)-send*t.config.Downtime.Seconds())
+	rest := max(0, float64(t.last.Remaining)-send*t.downtime().Seconds())
 	seconds := rest / fall
 	if t.last.Passes > 1 { // in the first round QEMU does not know yet how fast the guest writes
 		share := t.dirty() / send
@@ -158,6 +164,20 @@ func (t Track) eta() time.Duration {
 		return Unknown
 	}
 	return time.Duration(seconds * float64(time.Second))
+}
+
+// Downtime is the downtime-limit that QEMU is to have before the first Step.
+func (t Track) Downtime() time.Duration { return t.downtime() }
+
+// downtime doubles the limit with each round until it is the migration's own. QEMU stops a guest as soon as what is left fits into its limit,
+// also in the middle of the first round, so that a guest that writes nothing would stand for the whole of it; with a short one it stands for as
+// long as its last pages need. One that writes more than fits gets what it needs some rounds later.
+func (t Track) downtime() time.Duration {
+	limit := DowntimeFirst
+	for n := 1; n < t.rounds && limit < t.config.Downtime; n++ {
+		limit *= 2
+	}
+	return min(limit, t.config.Downtime)
 }
 
 // pause is QEMU's own prediction, and before it has one the time that what is left takes on the link.

@@ -54,13 +54,11 @@ const mib = float64(inventory.MiB)
 
 func run(g *guest, limit time.Duration) (advices []Advice, held time.Duration, stopped bool) {
 	g.passes, g.remaining = 1, 512*mib
-	if g.downtime == 0 {
-		g.downtime = DowntimeDefault
-	}
-	t := New(Config{Downtime: g.downtime})
+	t := New(Config{Downtime: DowntimeLimit(g.downtime)})
 	for g.at < limit && !g.stopped {
 		var a Advice
 		t, a = t.Step(g.sample())
+		g.downtime = a.Downtime
 		advices = append(advices, a)
 		switch a.Port {
 		case Hold:
@@ -104,6 +102,43 @@ func TestPortsAreHeldRightBeforeTheStop(t *testing.T) {
 				t.Errorf("ETA right before the end is %v", last.ETA)
 			}
 		})
+	}
+}
+
+func TestAGuestThatWritesNothingStandsNoLongerThanItsLastPagesNeed(t *testing.T) {
+	g := guest{send: 400 * mib}
+	run(&g, time.Minute)
+	if !g.stopped || g.downtime > 2*DowntimeFirst {
+		t.Errorf("stopped %v with a limit of %v, want no more than %v", g.stopped, g.downtime, 2*DowntimeFirst)
+	}
+}
+
+func TestALongerPauseIsAllowedRoundByRound(t *testing.T) {
+	// 60 MiB/s on a link of 100: only some rounds of 60 ms and less are short enough for the limit of 100 ms, none is for the first one.
+	g := guest{send: 100 * mib, dirty: 60 * mib, set: 5 * mib}
+	advices, _, stopped := run(&g, time.Minute)
+	if !stopped {
+		t.Fatal("it does not converge")
+	}
+	last := time.Duration(0)
+	for _, a := range advices {
+		if a.Downtime < last || a.Downtime > DowntimeDefault {
+			t.Fatalf("a limit of %v after %v", a.Downtime, last)
+		}
+		last = a.Downtime
+	}
+	if last <= DowntimeFirst {
+		t.Errorf("it stopped with a limit of %v", last)
+	}
+	// The limit of one that asks for less than the first is its own.
+	if a := New(Config{Downtime: DowntimeMin}).Downtime(); a != DowntimeMin {
+		t.Errorf("begins with %v, want %v", a, DowntimeMin)
+	}
+	// And one that never converges gets all of what it asked for.
+	g = guest{send: 50 * mib, dirty: 80 * mib, set: 256 * mib}
+	advices, _, _ = run(&g, 2*time.Minute)
+	if got := advices[len(advices)-1].Downtime; got != DowntimeDefault {
+		t.Errorf("a limit of %v in the end, want %v", got, DowntimeDefault)
 	}
 }
 
@@ -225,8 +260,9 @@ func TestDowntimeLimit(t *testing.T) {
 // TestAnyFigures feeds figures that no QEMU would give: what comes out must still make sense to a caller.
 func TestAnyFigures(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		track := New(Config{Downtime: time.Duration(rapid.Int64Range(0, int64(DowntimeMax)).Draw(t, "downtime"))})
-		var at, heldAt time.Duration
+		allowed := time.Duration(rapid.Int64Range(0, int64(DowntimeMax)).Draw(t, "downtime"))
+		track := New(Config{Downtime: allowed})
+		var at, heldAt, limit time.Duration
 		held := false
 		for range rapid.IntRange(1, 60).Draw(t, "samples") {
 			at += time.Duration(rapid.Int64Range(-int64(time.Second), int64(time.Second)).Draw(t, "later"))
@@ -245,6 +281,10 @@ func TestAnyFigures(t *testing.T) {
 			if p.ETA < 0 && p.ETA != Unknown || p.ETA > etaMax || p.Remaining < 0 || p.SendRate < 0 || p.DirtyRate < 0 || p.DowntimeBy < 0 || p.Round < 1 {
 				t.Fatalf("progress %+v", p)
 			}
+			if a.Downtime < limit || a.Downtime > allowed {
+				t.Fatalf("a downtime limit of %v after %v, of %v at most", a.Downtime, limit, allowed)
+			}
+			limit = a.Downtime
 			now := p.Elapsed
 			switch a.Port {
 			case Hold:
