@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -84,12 +83,16 @@ func (s *Source) kill(ctx context.Context) {
 // continueSwitchover sends what comes for the guest after it, and lets QEMU go on, both at once: the last pages do not wait for the switch. It
 // returns when both are done, so that nothing is released before the ports forward; the word of a QEMU that completed waits in the inbox.
 func (s *Source) continueSwitchover(ctx context.Context) handover.SourceEvent {
-	again := make([]int, len(s.Ports))
-	for i, port := range s.Ports {
-		again[i] = s.unseen(ctx, i, port) // before: a QEMU that sends its last pages answers nothing
-	}
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	asked := s.askRings(within)
+	goOn := s.Process.QMP().SendMigrateContinue(within)
 	var both errgroup.Group
 	both.Go(func() error {
+		again := make([]int, len(s.Ports))
+		for i, port := range s.Ports {
+			again[i] = s.unseen(within, i, port, asked[i])
+		}
 		for i, port := range s.Ports {
 			if err := s.Switch.Forward(ctx, port.ID, s.Migration.Spec.Target, s.Migration.ID, again[i]); err != nil {
 				return err
@@ -98,12 +101,13 @@ func (s *Source) continueSwitchover(ctx context.Context) handover.SourceEvent {
 		s.Log.LogAttrs(ctx, slog.LevelDebug, "ports forward")
 		return nil
 	})
-	within, done := context.WithTimeout(ctx, callTimeout)
-	defer done()
-	// A QEMU that was not heard may have gone on all the same, and goes on when a port does not forward: its own word decides (aborting).
-	err := s.Process.QMP().MigrateContinue(within)
-	s.Log.LogAttrs(ctx, slog.LevelDebug, "qemu goes on", slog.Any("err", err))
-	if err := errors.Join(err, both.Wait()); err != nil {
+	both.Go(func() error {
+		// A QEMU that was not heard may have gone on all the same, and goes on when a port does not forward: its own word decides (aborting).
+		err := goOn.Wait(within, nil)
+		s.Log.LogAttrs(ctx, slog.LevelDebug, "qemu goes on", slog.Any("err", err))
+		return err
+	})
+	if err := both.Wait(); err != nil {
 		return handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()}
 	}
 	return handover.SourceEvent{}

@@ -145,23 +145,37 @@ func (s *Source) trackPorts(ctx context.Context) {
 	s.rings = rings
 }
 
-// unseen returns how many of the frames that were last written to a card's QEMU never reached the guest: those that QEMU
-// read once the vCPUs stood. The ports must be held and the guest stopped.
-func (s *Source) unseen(ctx context.Context, i int, port Port) int {
+// askRings asks QEMU how far the guest's receive rings are, for unseen. The guest must be stopped; a QEMU that sends its last pages answers nothing,
+// so it is asked before. Nil stands for a card that is not counted.
+func (s *Source) askRings(ctx context.Context) []*qmp.Sent {
 	s.ports.Lock()
 	defer s.ports.Unlock()
-	if i >= len(s.rings) || !s.rings[i].known {
+	asked := make([]*qmp.Sent, len(s.Ports))
+	for i, port := range s.Ports {
+		if i < len(s.rings) && s.rings[i].known {
+			asked[i] = s.Process.QMP().SendQueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
+		}
+	}
+	return asked
+}
+
+// unseen returns how many of the frames that were last written to a card's QEMU never reached the guest: those that QEMU
+// read once the vCPUs stood. The ports must be held.
+func (s *Source) unseen(ctx context.Context, i int, port Port, asked *qmp.Sent) int {
+	if asked == nil {
 		return 0
 	}
+	used, err := qmp.Used(ctx, asked)
+	if err != nil {
+		return 0
+	}
+	s.ports.Lock()
+	defer s.ports.Unlock()
 	s.count(ctx, i)
 	if !s.rings[i].held {
 		return 0 // the switch was restarted, and what it had in hand is gone
 	}
 	written := s.rings[i].written
-	used, err := s.Process.QMP().QueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
-	if err != nil {
-		return 0
-	}
 	// Both counters only differ by what is on the way, so 16 bits are enough. A guest that reset its card meanwhile makes
 	// nonsense of it.
 	missing := int(int16(uint16(written) - (used - s.rings[i].used))) //nolint:gosec // modulo 65536 is meant

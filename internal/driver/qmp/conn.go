@@ -137,7 +137,51 @@ func (c *Conn) Do(ctx context.Context, name string, args, result any) error {
 }
 
 func (c *Conn) do(ctx context.Context, name string, args any, file *os.File, result any) error {
-	reply, err := c.exchange(ctx, name, args, file)
+	return c.send(ctx, name, args, file).Wait(ctx, result)
+}
+
+// Sent is a command that was handed over to be written to QEMU. Wait is called once, and always: until then the connection keeps its answer.
+type Sent struct {
+	conn *Conn
+	name string
+	call *call
+	err  error // it was not handed over
+}
+
+// Send hands a command over and does not wait for its answer, which Wait returns. QEMU executes the commands of one goroutine in the order of their
+// Sends.
+func (c *Conn) Send(ctx context.Context, name string, args any) *Sent {
+	return c.send(ctx, name, args, nil)
+}
+
+func (c *Conn) send(ctx context.Context, name string, args any, file *os.File) *Sent {
+	s := &Sent{conn: c, name: name, call: &call{id: c.lastID.Add(1), file: file, reply: make(chan message, 1)}}
+	text, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        uint64 `json:"id"`
+	}{name, args, s.call.id})
+	if err != nil {
+		s.err = fault.New(fault.Invalid, "arguments: %w", err)
+		return s
+	}
+	s.call.bytes = append(text, '\n')
+	if s.err = c.register(s.call); s.err != nil {
+		return s
+	}
+	select {
+	case c.queue <- s.call:
+	case <-c.done:
+		s.err = c.Err()
+	case <-ctx.Done():
+		s.err = gaveUp(ctx, true)
+	}
+	return s
+}
+
+// Wait returns QEMU's answer to the command as Do does.
+func (s *Sent) Wait(ctx context.Context, result any) error {
+	reply, err := s.answer(ctx)
 	switch {
 	case err != nil:
 	case reply.Error != nil:
@@ -148,38 +192,19 @@ func (c *Conn) do(ctx context.Context, name string, args any, file *os.File, res
 			err = fault.New(fault.Internal, "unexpected result: %w", jsonErr)
 		}
 	}
-	return fault.Wrap("qmp", name, err)
+	return fault.Wrap("qmp", s.name, err)
 }
 
-// exchange sends a command and waits for its reply.
-func (c *Conn) exchange(ctx context.Context, name string, args any, file *os.File) (message, error) {
-	id := c.lastID.Add(1)
-	text, err := json.Marshal(struct {
-		Execute   string `json:"execute"`
-		Arguments any    `json:"arguments,omitempty"`
-		ID        uint64 `json:"id"`
-	}{name, args, id})
-	if err != nil {
-		return message{}, fault.New(fault.Invalid, "arguments: %w", err)
-	}
-	cl := &call{id: id, bytes: append(text, '\n'), file: file, reply: make(chan message, 1)}
-	if err := c.register(cl); err != nil {
-		cl.closeFile()
-		return message{}, err
-	}
+func (s *Sent) answer(ctx context.Context) (message, error) {
+	c, cl := s.conn, s.call
 	defer c.forget(cl)
 	defer func() {
 		if cl.state.CompareAndSwap(callQueued, callGivenUp) {
 			cl.closeFile()
 		}
 	}()
-
-	select {
-	case c.queue <- cl:
-	case <-c.done:
-		return message{}, c.Err()
-	case <-ctx.Done():
-		return message{}, gaveUp(ctx, true)
+	if s.err != nil {
+		return message{}, s.err
 	}
 	select {
 	case reply := <-cl.reply:
@@ -248,7 +273,7 @@ func (c *Conn) write() {
 			if !cl.state.CompareAndSwap(callQueued, callTaken) {
 				continue
 			}
-			err := c.send(cl)
+			err := c.transmit(cl)
 			cl.closeFile()
 			if err != nil {
 				c.fail(fault.New(fault.Unavailable, "qemu is gone: %w", err))
@@ -258,8 +283,8 @@ func (c *Conn) write() {
 	}
 }
 
-// send writes one command, with its file if it has one.
-func (c *Conn) send(cl *call) error {
+// transmit writes one command, with its file if it has one.
+func (c *Conn) transmit(cl *call) error {
 	if cl.file == nil {
 		_, err := c.conn.Write(cl.bytes)
 		return err

@@ -134,7 +134,12 @@ func (c *Conn) MigrateCancel(ctx context.Context) error {
 
 // MigrateContinue goes on from pre-switchover, where pause-before-switchover has stopped.
 func (c *Conn) MigrateContinue(ctx context.Context) error {
-	return c.Do(ctx, "migrate-continue", map[string]any{"state": MigrationPreSwitchover}, nil)
+	return c.SendMigrateContinue(ctx).Wait(ctx, nil)
+}
+
+// SendMigrateContinue does what MigrateContinue does, and leaves the answer to Wait.
+func (c *Conn) SendMigrateContinue(ctx context.Context) *Sent {
+	return c.Send(ctx, "migrate-continue", map[string]any{"state": MigrationPreSwitchover})
 }
 
 // SetMigrationCapabilities switches migration capabilities on or off; both ends need the same before

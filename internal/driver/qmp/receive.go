@@ -38,10 +38,20 @@ func (c *Conn) RxFilter(ctx context.Context, device string) (RxFilter, error) {
 //
 // QEMU names the command x-query-virtio-queue-status and promises it for debugging only, so ask Commands for it first.
 func (c *Conn) QueueUsed(ctx context.Context, path string, queue int) (uint16, error) {
+	return Used(ctx, c.SendQueueUsed(ctx, path, queue))
+}
+
+// SendQueueUsed asks what QueueUsed does, and leaves the answer to Used.
+func (c *Conn) SendQueueUsed(ctx context.Context, path string, queue int) *Sent {
+	return c.Send(ctx, QueueStatusCommand, map[string]any{"path": path, "queue": queue})
+}
+
+// Used waits for the answer to SendQueueUsed.
+func Used(ctx context.Context, asked *Sent) (uint16, error) {
 	var status struct {
 		UsedIndex uint16 `json:"used-idx"`
 	}
-	err := c.Do(ctx, QueueStatusCommand, map[string]any{"path": path, "queue": queue}, &status)
+	err := asked.Wait(ctx, &status)
 	return status.UsedIndex, err
 }
 

@@ -31,7 +31,7 @@ const (
 // The bounds of the downtime limit. QEMU's own default is 300 ms; its maximum is 2000 s.
 const (
 	// DowntimeFirst is the limit that a migration begins with, or its own where that is shorter: see downtime.
-	DowntimeFirst   = 5 * time.Millisecond
+	DowntimeFirst   = 2 * time.Millisecond
 	DowntimeDefault = 100 * time.Millisecond
 	DowntimeMin     = time.Millisecond
 	DowntimeMax     = 2000 * time.Second
