@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/godwit-vm/godwit/internal/control/migrate"
 	"github.com/godwit-vm/godwit/internal/driver/journal"
@@ -99,22 +102,8 @@ func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) mig
 	return migrate.TargetConfig{
 		Migration: id, VM: v.stored, Source: source, Ports: v.portIDs(), Switch: ports{a}, Records: records{a},
 		Journal: a.journal(v.id), Authority: a.authority,
-		Cont: func(ctx context.Context, p *qemu.Process) error { return v.letRun(ctx, p) },
-		Start: func(ctx context.Context) (*qemu.Process, error) {
-			if err := a.lock(v.stored, v.stored.Run.Generation+1); err != nil {
-				return nil, err
-			}
-			for _, port := range v.ports() {
-				if err := a.Switch.Reserve(ctx, port, id, source); err != nil {
-					return nil, err
-				}
-			}
-			process, err := a.startQEMU(ctx, v, true)
-			if err == nil {
-				v.mayRunSoon(ctx)
-			}
-			return process, err
-		},
+		Cont:  func(ctx context.Context, p *qemu.Process) error { return v.letRun(ctx, p) },
+		Start: func(ctx context.Context) (*qemu.Process, error) { return v.startIncoming(ctx, id, source) },
 		Free: func(context.Context) error {
 			target := v.arriving()
 			if target == nil || target.Process() == nil {
@@ -124,6 +113,32 @@ func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) mig
 		},
 		Log: v.log.With(slog.String("migration", string(id))),
 	}
+}
+
+// startIncoming starts the VM's incoming QEMU while the datastores take its lock record: until cont it locks no image and writes none.
+func (v *vm) startIncoming(ctx context.Context, id inventory.MigrationID, source inventory.HostID) (*qemu.Process, error) {
+	a := v.agent
+	var locking errgroup.Group
+	locking.Go(func() error { return a.lock(v.stored, v.stored.Run.Generation+1) })
+	process, err := func() (*qemu.Process, error) {
+		for _, port := range v.ports() {
+			if err := a.Switch.Reserve(ctx, port, id, source); err != nil {
+				return nil, err
+			}
+		}
+		return a.startQEMU(ctx, v, true)
+	}()
+	if refused := locking.Wait(); refused != nil {
+		if process != nil {
+			undo := context.WithoutCancel(ctx) // Kill has a bound of its own
+			refused = errors.Join(refused, process.Kill(undo), process.Cleanup())
+		}
+		return nil, refused
+	}
+	if err == nil {
+		v.mayRunSoon(ctx)
+	}
+	return process, err
 }
 
 // arriving returns the Target while the VM arrives.
