@@ -1,6 +1,10 @@
 package inventory
 
-import "time"
+import (
+	"time"
+
+	"github.com/godwit-vm/godwit/internal/fault"
+)
 
 // Migration is one attempt to move a running VM. It carries at most one switchover; a retry is a new one.
 type Migration struct {
@@ -89,6 +93,14 @@ type MigrationStatus struct {
 
 	// SourceDiscarded says that the source will never run the VM in this migration: with the target dead the leader gives it a new owner.
 	SourceDiscarded bool
+}
+
+// Next returns the status that a migration gets after this one. One that is over stays in its phase: another is fault.Conflict.
+func (s MigrationStatus) Next(id MigrationID, next MigrationStatus) (MigrationStatus, error) {
+	if s.Phase.Final() && s.Phase != next.Phase {
+		return s, fault.New(fault.Conflict, "migration %s is over (%v): it cannot become %v", id, s.Phase, next.Phase)
+	}
+	return next, nil
 }
 
 // Progress is what the engine sees while it works. Rates are of the last round.

@@ -148,10 +148,15 @@ func (p *pass) run(ctx context.Context) (waits bool, err error) {
 	return waits || len(ask) > 0 || len(p.granted) > 0, p.endMigrations(ctx)
 }
 
+// sign is what the renewals say of a host's life.
+func (p *pass) sign(id inventory.HostID) inventory.Sign {
+	r, member := p.renewals[id]
+	return inventory.Sign{Removed: !member, Fenced: r.Fenced, BootID: r.BootID}
+}
+
 // life says what is known of a host.
 func (p *pass) life(id inventory.HostID) ha.Life {
-	r, member := p.renewals[id]
-	if !member || r.Fenced {
+	if p.sign(id).Dead() {
 		return ha.Dead // one that was removed from the cluster is as dead: its removal says so
 	}
 	for _, h := range p.hosts {
@@ -164,15 +169,9 @@ func (p *pass) life(id inventory.HostID) ha.Life {
 
 // kase gathers what the decision about a VM stands on.
 func (p *pass) kase(ctx context.Context, run inventory.VMRun, discarded bool) (ha.Case, error) {
-	c := ha.Case{Run: run, Owner: p.life(run.Owner), HeirDiscarded: discarded}
-	if run.Heir.IsZero() {
-		return c, nil
-	}
-	c.Heir = p.life(run.Heir.Host)
-	if run.Heir.Booted(p.renewals[run.Heir.Host].BootID) {
-		c.Heir = ha.Dead
-	}
-	if c.Owner != ha.Living || c.Heir != ha.Dead {
+	c := ha.NewCase(run, p.life, p.sign(run.Heir.Host))
+	c.HeirDiscarded = discarded
+	if !c.AsksOwner() {
 		return c, nil
 	}
 	m, err := p.term.Store().Migration(ctx, run.Heir.Migration)
@@ -250,13 +249,6 @@ func (p *pass) give(ctx context.Context, vm inventory.VM, c ha.Case, d ha.Decisi
 		}
 		return true, p.block(ctx, vm, ha.NoHost(reasons))
 	}
-	var dead []inventory.HostID
-	if c.Owner == ha.Dead {
-		dead = append(dead, vm.Run.Owner)
-	}
-	if !vm.Run.Heir.IsZero() && c.Heir == ha.Dead {
-		dead = append(dead, vm.Run.Heir.Host)
-	}
 	why := p.why(ctx, vm.Run, c)
 	text := fmt.Sprintf("%s: %s is its host now, and starts it as generation %d", why, to, d.Generation)
 	if d.Kind == ha.Release {
@@ -264,17 +256,11 @@ func (p *pass) give(ctx context.Context, vm inventory.VM, c ha.Case, d ha.Decisi
 	}
 	e := event(vmReassigned, string(vm.ID), text)
 	e.ObjectName = vm.Spec.Name
-	_, err = p.term.Reassign(ctx, vm.ID, dead, func(run *inventory.VMRun, place *inventory.VMPlace) error {
+	_, err = p.term.Reassign(ctx, vm.ID, c.Dead(), func(run *inventory.VMRun, place *inventory.VMPlace) error {
 		if *run != vm.Run {
 			return errElse // also a power-off that was acknowledged since: it is never undone
 		}
-		from := run.Owner
-		run.Owner, run.Generation, run.Heir = to, d.Generation, inventory.Heir{}
-		place.Blocked, place.Since = "", time.Time{}
-		if d.Kind == ha.Restart {
-			place.Restart = inventory.Restart{Generation: d.Generation, From: from, Why: why, At: time.Now()}
-			place.Restarts++
-		}
+		*run, *place = d.Give(*run, *place, to, why, time.Now())
 		return nil
 	}, e)
 	switch {

@@ -226,6 +226,30 @@ func TestHeirs(t *testing.T) {
 	}
 }
 
+// The story: an owner gave its copy up when the heir was lost, wrote that down, and fell silent, and nobody can prove it dead. Its word is final, so the
+// VM does not wait for it.
+func TestAnOwnerThatDiscardedIsNotWaitedFor(t *testing.T) {
+	s := newScene(t)
+	s.begin("host-1", "boot-1", inventory.FencedByWatchdog, 2*gib)
+	s.begin("host-2", "boot-2", inventory.FencedByNobody, 8*gib)
+	s.begin("host-3", "boot-3", inventory.FencedByWatchdog, 4*gib)
+	vm := s.vm("web", inventory.VMRun{Owner: "host-2", Generation: 1, Wanted: inventory.PowerOn, Heir: inventory.Heir{
+		Host: "host-3", Generation: 2, Migration: "mig-1", BootID: "boot-0",
+	}})
+	must(t, s.host["host-2"].CreateMigration(t.Context(), inventory.Migration{
+		ID: "mig-1", Spec: inventory.MigrationSpec{VM: vm, VMName: "web", Source: "host-2", Target: "host-3"},
+	}))
+	s.lead("host-1")
+	until(t, "there is a leader", func() bool { _, err := s.store.Leader(t.Context()); return err == nil })
+	s.host["host-2"].die()
+	until(t, "the VM waits", func() bool { return strings.HasPrefix(s.run(vm).Place.Blocked, "host-2 cannot be proven dead") })
+	must(t, s.host["host-2"].PutMigrationStatus(t.Context(), "mig-1", inventory.MigrationStatus{Phase: inventory.Undecided, SourceDiscarded: true}))
+	until(t, "the VM has a new owner", func() bool { return s.run(vm).Run.Owner != "host-2" })
+	if now := s.run(vm); now.Run.Generation != 3 || !now.Run.Heir.IsZero() || now.Place.Blocked != "" || now.Place.Restart.Why != "host-3 was booted in the middle of a migration" {
+		t.Errorf("%+v %+v", now.Run, now.Place)
+	}
+}
+
 // A power-off that was acknowledged between the leader's look and its transaction is not undone.
 func TestPowerOffIsNotUndone(t *testing.T) {
 	s := newScene(t)

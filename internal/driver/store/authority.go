@@ -134,9 +134,9 @@ func (t *Term) Fence(ctx context.Context, host inventory.HostID, revision int64,
 }
 
 // Reassign changes the run record of a VM whose hosts in dead are dead, and says so in its place record, in one transaction that compares
-// both, and the epoch of each of the dead, and writes the events. Dead is a host that is fenced or was removed, and a heir that was booted
-// since it was named; one that is not, or no longer, is fault.Conflict, and so is a new owner that leaves the cluster. change may be called several times; its error ends the attempt and
-// is returned as it is.
+// both, and the epoch of each of the dead, and writes the events. inventory.VMRun.Dead says who is dead; one that is not,
+// or no longer, is fault.Conflict, and so is a new owner that leaves the cluster. change may be called several times; its error ends the attempt
+// and is returned as it is.
 func (t *Term) Reassign(
 	ctx context.Context, id inventory.VMID, dead []inventory.HostID, change func(*inventory.VMRun, *inventory.VMPlace) error, events ...inventory.Event,
 ) (inventory.VMRun, error) {
@@ -157,7 +157,7 @@ func (t *Term) Reassign(
 		if err != nil {
 			return inventory.VMRun{}, err
 		}
-		still, err := t.stillDead(ctx, dead, run.value.Heir)
+		still, err := t.stillDead(ctx, dead, run.value)
 		if err != nil {
 			return inventory.VMRun{}, err
 		}
@@ -192,16 +192,15 @@ func (t *Term) Reassign(
 	return inventory.VMRun{}, fault.New(fault.Conflict, "vm %s was changed by others %d times meanwhile: try again", id, attemptsMax)
 }
 
-// stillDead compares that each of the hosts is dead and stays so.
-func (t *Term) stillDead(ctx context.Context, dead []inventory.HostID, heir inventory.Heir) ([]clientv3.Cmp, error) {
+// stillDead compares that each of the hosts is dead for the VM and stays so.
+func (t *Term) stillDead(ctx context.Context, dead []inventory.HostID, run inventory.VMRun) ([]clientv3.Cmp, error) {
 	var cmps []clientv3.Cmp
 	for _, host := range dead {
 		epoch, revision, err := load(ctx, t.w.s, keyHost(host, partEpoch), hostEpochs)
 		if err != nil {
 			return nil, err
 		}
-		rebooted := host == heir.Host && heir.Booted(epoch.value.BootID)
-		if revision != 0 && !epoch.value.Fenced && !rebooted {
+		if !run.Dead(host, epoch.value.sign(revision != 0)) {
 			return nil, fault.New(fault.Conflict, "host %s has come back meanwhile", host)
 		}
 		cmps = append(cmps, unchanged(keyHost(host, partEpoch), revision))

@@ -203,12 +203,9 @@ func (w *Writer) PutMigrationStatus(ctx context.Context, id inventory.MigrationI
 			}
 			return cmps, nil
 		},
-		change: func(s *inventory.MigrationStatus) error {
-			if s.Phase.Final() && s.Phase != status.Phase {
-				return fault.New(fault.Conflict, "migration %s is over (%v): it cannot become %v", id, s.Phase, status.Phase)
-			}
-			*s = status
-			return nil
+		change: func(s *inventory.MigrationStatus) (err error) {
+			*s, err = s.Next(id, status)
+			return err
 		},
 		with: func(inventory.MigrationStatus) ([]clientv3.Cmp, []clientv3.Op) { return nil, release },
 	})

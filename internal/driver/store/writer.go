@@ -108,6 +108,17 @@ func (s *Store) Epoch(ctx context.Context, host inventory.HostID) (Epoch, error)
 	return rec.value, nil
 }
 
+// Sign returns what the store says now of the host's life.
+func (s *Store) Sign(ctx context.Context, host inventory.HostID) (inventory.Sign, error) {
+	rec, revision, err := load(ctx, s, keyHost(host, partEpoch), hostEpochs)
+	return rec.value.sign(revision != 0), err
+}
+
+// sign is what an epoch record says of its host's life, or that there is none.
+func (e Epoch) sign(there bool) inventory.Sign {
+	return inventory.Sign{Removed: !there, Fenced: e.Fenced, Why: e.Why, BootID: e.BootID}
+}
+
 // unchanged compares that the key was last written at the revision; 0 means that it does not exist.
 func unchanged(key string, revision int64) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)

@@ -1,8 +1,11 @@
 // Package ha decides what becomes of the VMs of hosts that are dead or silent: who may start them again, with which generation, or what
-// stands against it (Decide), and which host takes one (Choose, choose.go). It is pure: facts in, a decision out.
+// stands against it (Decide), which host takes one (Choose, choose.go), and what that makes of the VM's records (Give). It is pure: facts in, a
+// decision out.
 package ha
 
 import (
+	"time"
+
 	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -26,6 +29,36 @@ type Case struct {
 	HeirDiscarded bool // the heir has answered, for this migration, that it never ran the VM and never will
 	// The owner has written into the migration's record that it gave its copy up for good: it waits for a new owner, though it lives.
 	OwnerDiscarded bool
+}
+
+// NewCase gathers what the decision about a VM stands on. life says what is known of a host, heir is a sign of the heir's host; the words of both ends,
+// HeirDiscarded and OwnerDiscarded, are the caller's to add.
+func NewCase(run inventory.VMRun, life func(inventory.HostID) Life, heir inventory.Sign) Case {
+	c := Case{Run: run, Owner: life(run.Owner), Heir: Living}
+	if run.Heir.IsZero() {
+		return c
+	}
+	c.Heir = life(run.Heir.Host)
+	if _, lost := run.Heir.Lost(heir); lost {
+		c.Heir = Dead
+	}
+	return c
+}
+
+// AsksOwner reports whether OwnerDiscarded makes a difference: the migration's record need not be read otherwise.
+func (c Case) AsksOwner() bool { return !c.Run.Heir.IsZero() && c.Heir == Dead && c.Owner != Dead }
+
+// Dead lists the hosts whose death a decision about the case stands on: whoever carries it out compares once more that they are dead
+// (inventory.VMRun.Dead). A heir that has discarded need not stay dead: its word is final.
+func (c Case) Dead() []inventory.HostID {
+	var dead []inventory.HostID
+	if c.Owner == Dead {
+		dead = append(dead, c.Run.Owner)
+	}
+	if !c.Run.Heir.IsZero() && c.Heir == Dead && !c.HeirDiscarded {
+		dead = append(dead, c.Run.Heir.Host)
+	}
+	return dead
 }
 
 // DecisionKind names what is to be done.
@@ -89,4 +122,17 @@ func start(wanted inventory.Power, next inventory.Generation) Decision {
 		return Decision{Kind: Restart, Generation: next}
 	}
 	return Decision{Kind: Release, Generation: next}
+}
+
+// Give carries Restart and Release out in the VM's records, which are those that the decision was taken on: a host becomes owner, and no heir stands any
+// more.
+func (d Decision) Give(run inventory.VMRun, place inventory.VMPlace, to inventory.HostID, why string, at time.Time) (inventory.VMRun, inventory.VMPlace) {
+	from := run.Owner
+	run.Owner, run.Generation, run.Heir = to, d.Generation, inventory.Heir{}
+	place.Blocked, place.Since = "", time.Time{}
+	if d.Kind == Restart {
+		place.Restart = inventory.Restart{Generation: d.Generation, From: from, Why: why, At: at}
+		place.Restarts++
+	}
+	return run, place
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/inventory"
 )
@@ -79,6 +80,78 @@ func TestGenerationGrows(t *testing.T) {
 				t.Errorf("generation %d after %d and %d", d.Generation, g, h)
 			}
 		}
+	}
+}
+
+// A case knows an heir for dead by a boot since it was named, and an owner never by that: its agent knows what is left of the VM.
+func TestNewCase(t *testing.T) {
+	life := func(id inventory.HostID) Life { return map[inventory.HostID]Life{"a": Living, "b": Silent}[id] }
+	run := inventory.VMRun{Owner: "a", Generation: 7, Heir: inventory.Heir{Host: "b", Generation: 8, Migration: "mig-1", BootID: "boot-1"}}
+	for _, c := range []struct {
+		heir inventory.Sign
+		want Life
+	}{
+		{inventory.Sign{BootID: "boot-1"}, Silent},
+		{inventory.Sign{BootID: "boot-2"}, Dead},
+		{inventory.Sign{BootID: "boot-1", Fenced: true}, Dead},
+		{inventory.Sign{Removed: true}, Dead},
+	} {
+		if got := NewCase(run, life, c.heir); got != (Case{Run: run, Owner: Living, Heir: c.want}) {
+			t.Errorf("%+v: %+v", c.heir, got)
+		}
+	}
+	run.Heir = inventory.Heir{}
+	if got := NewCase(run, life, inventory.Sign{Removed: true}); got != (Case{Run: run, Owner: Living, Heir: Living}) || got.Dead() != nil {
+		t.Errorf("without an heir: %+v", got)
+	}
+}
+
+// Of every case: what a new owner stands on is compared again, or is somebody's final word; the owner's word is read where it counts and only there; and
+// the records get what was decided.
+func TestWhatADecisionStandsOn(t *testing.T) {
+	given := 0
+	for _, owner := range []Life{Living, Silent, Dead} {
+		for _, heir := range []Life{Living, Silent, Dead} {
+			for bits := range 16 {
+				c := Case{
+					Owner: owner, Heir: heir, HeirDiscarded: bits&1 != 0, OwnerDiscarded: bits&2 != 0,
+					Run: inventory.VMRun{Owner: "a", Generation: 7, Heir: inventory.Heir{Host: "b", Generation: 8, Migration: "mig-1"}},
+				}
+				if bits&4 != 0 {
+					c.Run.Wanted = inventory.PowerOn
+				}
+				if bits&8 != 0 {
+					c.Run.Heir = inventory.Heir{}
+				}
+				other := c
+				other.OwnerDiscarded = !c.OwnerDiscarded
+				if counts := Decide(c) != Decide(other); counts != c.AsksOwner() {
+					t.Errorf("%s: the owner's word counts: %t, and is asked for: %t", describe(c), counts, c.AsksOwner())
+				}
+				d := Decide(c)
+				if d.Kind != Restart && d.Kind != Release {
+					continue
+				}
+				given++
+				stands := !c.Run.Heir.IsZero()
+				if !slices.Contains(c.Dead(), "a") && (!stands || !c.OwnerDiscarded) || stands && !slices.Contains(c.Dead(), "b") && !c.HeirDiscarded {
+					t.Errorf("%s: %s stands on the death of %v", describe(c), d.Kind, c.Dead())
+				}
+				at := time.Unix(1, 0)
+				run, place := d.Give(c.Run, inventory.VMPlace{Blocked: "b is silent", Since: at, Restarts: 2}, "c", "a is dead", at)
+				want := inventory.VMRun{Owner: "c", Generation: d.Generation, Wanted: c.Run.Wanted}
+				said := inventory.VMPlace{Restarts: 2}
+				if d.Kind == Restart {
+					said = inventory.VMPlace{Restarts: 3, Restart: inventory.Restart{Generation: d.Generation, From: "a", Why: "a is dead", At: at}}
+				}
+				if run != want || place != said {
+					t.Errorf("%s: %+v, %+v", describe(c), run, place)
+				}
+			}
+		}
+	}
+	if given == 0 {
+		t.Error("nothing was given")
 	}
 }
 
