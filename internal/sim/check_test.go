@@ -146,7 +146,7 @@ func TestEveryCheckCanFail(t *testing.T) {
 			w.vms[0].ops.doubt = true
 			run.Heir = inventory.Heir{Host: w.hosts[0].id, Migration: "mig-1", Generation: run.Generation + 1, BootID: w.hosts[0].bootID()}
 			w.moves = append(w.moves, &move{id: "mig-1", vm: w.vms[0], source: w.hosts[1], target: w.hosts[0]})
-			w.etcd.records.move = append(w.etcd.records.move, history[moveRecord]{})
+			w.etcd.records.move = append(w.etcd.records.move, history[inventory.MigrationStatus]{})
 			w.etcd.records.run[0].put(w.etcd.records.next(), run)
 		}},
 		{"L3", "the warden kills what has authority", func(w *world) {

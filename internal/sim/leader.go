@@ -114,7 +114,7 @@ type view struct {
 	alive []aliveRecord
 	epoch []epochRecord
 	run   []inventory.VMRun
-	move  []moveRecord
+	move  []inventory.MigrationStatus
 }
 
 // poll reads the renewals and the VMs, and acts on what it finds.
@@ -216,20 +216,20 @@ func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 	if owner < 0 {
 		return
 	}
-	c := ha.Case{Run: run, Owner: life[owner], Heir: ha.Living}
+	var there inventory.Sign
 	heir := number(run.Heir.Host)
 	if heir >= 0 {
-		c.Heir = life[heir]
-		if e := v.epoch[heir]; e.Boot != run.Heir.BootID {
-			c.Heir = ha.Dead
-		}
+		there = v.epoch[heir].sign()
+	}
+	c := ha.NewCase(run, func(id inventory.HostID) ha.Life { return life[number(id)] }, there)
+	if heir >= 0 {
 		c.HeirDiscarded = l.discarded[run.Heir.Migration]
-		c.OwnerDiscarded = v.move[number(run.Heir.Migration)].sourceDropped
+		c.OwnerDiscarded = v.move[number(run.Heir.Migration)].SourceDiscarded
 	}
 	d := ha.Decide(c)
 	switch d.Kind {
 	case ha.Restart, ha.Release:
-		l.reassign(vm, run, d, c, heir, v, life)
+		l.reassign(vm, run, d, c, v, life)
 	case ha.AskDiscard:
 		l.askDiscard(run)
 	case ha.Leave, ha.Wait, ha.TellOwner: // the owner's agent sees the heir's epoch as the leader does
@@ -237,7 +237,7 @@ func (l *leader) recover(vm *vm, v view, life []ha.Life) {
 }
 
 // reassign gives a VM whose owner is dead, or could not start it, a new one, if some living host has room.
-func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case, heir int, v view, life []ha.Life) {
+func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case, v view, life []ha.Life) {
 	h, s := l.a.h, l.a.h.w.etcd
 	used, count := make([]int, len(h.w.hosts)), make([]int, len(h.w.hosts))
 	for i, r := range v.run {
@@ -259,28 +259,16 @@ func (l *leader) reassign(vm *vm, run inventory.VMRun, d ha.Decision, c ha.Case,
 		return
 	}
 	v.run[vm.i].Owner = to // counts for those that come after it
-	var dead []int
-	if c.Owner == ha.Dead {
-		dead = append(dead, number(run.Owner))
-	}
 	done := false
 	s.do(h, l.p, storeTimeout, true, func() error {
-		return s.records.reassign(h.i, l.term, vm.i, dead, func(now *inventory.VMRun, place *inventory.VMPlace) error {
+		return s.records.reassign(h.i, l.term, vm.i, c.Dead(), func(now *inventory.VMRun, place *inventory.VMPlace) error {
 			if *now != run && !defect.Seeded.CachedRestarts() {
 				return errConflict
 			}
-			if heir >= 0 && !c.HeirDiscarded {
-				if e, _ := s.records.epoch[heir].last(); !e.Fenced && e.Boot == run.Heir.BootID && !defect.Seeded.HeirIgnored() {
-					return errConflict // it has come back meanwhile
-				}
-			}
 			from := now.Owner
-			now.Owner, now.Generation, now.Heir = to, d.Generation, inventory.Heir{}
+			*now, *place = d.Give(*now, *place, to, "its host is dead", time.Time{})
 			if defect.Seeded.CachedRestarts() {
 				now.Wanted = run.Wanted
-			}
-			if d.Kind == ha.Restart {
-				place.Restart = inventory.Restart{Generation: d.Generation, From: from, Why: "its host is dead"}
 			}
 			if !done {
 				done = true

@@ -4,7 +4,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
@@ -53,7 +52,7 @@ func (w *world) move(v *vm) {
 		generation: run.Generation, sourceBoot: h.boots, a: q,
 	}
 	w.moves = append(w.moves, m)
-	w.etcd.records.move = append(w.etcd.records.move, history[moveRecord]{})
+	w.etcd.records.move = append(w.etcd.records.move, history[inventory.MigrationStatus]{})
 	w.say("user", "moves %s from %s to %s, %s", v.id, h.id, to.id, m.id)
 	w.stats.Moves++
 	src := &source{a: a, mv: m, q: q, m: handover.NewSource(m.id)}
@@ -63,7 +62,7 @@ func (w *world) move(v *vm) {
 			return errEpoch
 		}
 		if _, rev := w.etcd.records.move[m.i].last(); rev == 0 {
-			w.etcd.records.move[m.i].put(w.etcd.records.next(), moveRecord{})
+			w.etcd.records.move[m.i].put(w.etcd.records.next(), inventory.MigrationStatus{})
 		}
 		return nil
 	}, func(err error) {
@@ -80,8 +79,10 @@ func (w *world) move(v *vm) {
 	})
 }
 
-// noHeir is the hand-over without a heir that a defect asks for.
-func (m *move) noHeir() bool { return defect.Seeded.OwnerAfterCont() }
+// attempt is the hand-over as its records have it.
+func (m *move) attempt() handover.Attempt {
+	return handover.Attempt{Migration: m.id, Source: m.source.id, Target: m.target.id, Generation: m.generation}
+}
 
 // streams reports whether bytes can flow between the two hosts.
 func (m *move) streams() bool {
@@ -233,7 +234,7 @@ func (a *agent) restoreMoves() {
 // restoreMove reads the store, then the journal, then what QEMU does.
 func (a *agent) restoreMove(m *move) {
 	h, w, s, v := a.h, a.h.w, a.h.w.etcd, m.vm
-	if r, rev := s.records.move[m.i].last(); rev == 0 || r.final { // as of the records that this agent has listed
+	if r, rev := s.records.move[m.i].last(); rev == 0 || r.Phase.Final() { // as of the records that this agent has listed
 		return
 	}
 	l := &a.loops[v.i]

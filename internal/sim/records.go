@@ -50,16 +50,15 @@ type epochRecord struct {
 	Fenced        bool
 }
 
+// sign is what the record says of its host's life.
+func (e epochRecord) sign() inventory.Sign {
+	return inventory.Sign{Removed: e.Epoch == 0, Fenced: e.Fenced, BootID: e.Boot}
+}
+
 // aliveRecord is a renewal, with what its sender believed the time to be: for people only.
 type aliveRecord struct {
 	inventory.Renewal
 	wall moment
-}
-
-// moveRecord is a migration's record.
-type moveRecord struct {
-	released, final bool
-	sourceDropped   bool // the source will never run the VM in this migration
 }
 
 // leaderRecord is the election key: gone when by is -1.
@@ -77,7 +76,7 @@ type records struct {
 	alive  []history[aliveRecord]
 	run    []history[inventory.VMRun]
 	place  []history[inventory.VMPlace]
-	move   []history[moveRecord]
+	move   []history[inventory.MigrationStatus]
 	leader history[leaderRecord]
 }
 
@@ -103,6 +102,16 @@ func (r *records) at(t moment) int64 {
 		n--
 	}
 	return n
+}
+
+// change changes the run record of a VM, and writes it if that makes another one.
+func (r *records) change(vm int, change func(inventory.VMRun) (inventory.VMRun, error)) error {
+	run, _ := r.run[vm].last()
+	next, err := change(run)
+	if err == nil && next != run {
+		r.run[vm].put(r.next(), next)
+	}
+	return err
 }
 
 // epochIs is the comparison that every transaction of an agent begins with.
@@ -150,18 +159,18 @@ func (r *records) fence(leader int, term int64, host int, revision int64) error 
 	return nil
 }
 
-// reassign is store.Term.Reassign: dead are the hosts that must be fenced still; change says no to a record that is not what was decided on.
-func (r *records) reassign(leader int, term int64, vm int, dead []int, change func(*inventory.VMRun, *inventory.VMPlace) error) error {
+// reassign is store.Term.Reassign: dead are the hosts that must be dead still; change says no to a record that is not what was decided on.
+func (r *records) reassign(leader int, term int64, vm int, dead []inventory.HostID, change func(*inventory.VMRun, *inventory.VMPlace) error) error {
 	if !r.termIs(leader, term) {
 		return errTerm
 	}
+	run, _ := r.run[vm].last()
+	place, _ := r.place[vm].last()
 	for _, h := range dead {
-		if e, _ := r.epoch[h].last(); !e.Fenced && !defect.Seeded.CachedRestarts() {
+		if e, _ := r.epoch[number(h)].last(); !run.Dead(h, e.sign()) && !defect.Seeded.CachedRestarts() {
 			return errConflict
 		}
 	}
-	run, _ := r.run[vm].last()
-	place, _ := r.place[vm].last()
 	if err := change(&run, &place); err != nil {
 		return err
 	}

@@ -134,10 +134,10 @@ func (s *source) act(actions []handover.SourceAction) {
 	case handover.ClearHeir:
 		s.clearHeir()
 	case handover.RecordDiscarded:
-		s.record(func(r *moveRecord) { r.sourceDropped = true })
+		s.record(do.Record)
 	case handover.SourceReport:
 		if do.Phase == inventory.Released {
-			s.record(func(r *moveRecord) { r.released = true })
+			s.record(do.Record)
 		}
 	case handover.SourceViolation:
 		w.breaks("S6", "source of %s: %s", s.mv.id, do.Why)
@@ -185,25 +185,27 @@ func (s *source) end() {
 
 // finish writes the end into the record, until that succeeds.
 func (s *source) finish() {
-	s.record(func(r *moveRecord) { r.final = true })
+	s.record(func(r *inventory.MigrationStatus) { r.Phase = s.m.Ends })
 	s.w().after(callTimeout+time.Second, s.a.p, func() {
-		if r, _ := s.w().etcd.records.move[s.mv.i].last(); !r.final {
+		if r, _ := s.w().etcd.records.move[s.mv.i].last(); !r.Phase.Final() {
 			s.finish()
 		}
 	})
 }
 
 // record changes the migration's record.
-func (s *source) record(change func(*moveRecord)) {
+func (s *source) record(change func(*inventory.MigrationStatus)) {
 	e, h := s.w().etcd, s.a.h
 	e.do(h, s.a.p, callTimeout, true, func() error {
 		if !e.records.epochIs(h.i, s.a.epoch) {
 			return errEpoch
 		}
 		r, _ := e.records.move[s.mv.i].last()
-		change(&r)
+		next := r
+		change(&next)
+		r, err := r.Next(s.mv.id, next)
 		e.records.move[s.mv.i].put(e.records.next(), r)
-		return nil
+		return err
 	}, func(error) {})
 }
 
@@ -259,18 +261,12 @@ func (s *source) setHeir() {
 		return
 	}
 	e.do(h, s.a.p, callTimeout, true, func() error {
-		run, _ := e.records.run[mv.vm.i].last()
-		switch {
-		case !e.records.epochIs(h.i, s.a.epoch):
+		if !e.records.epochIs(h.i, s.a.epoch) {
 			return errEpoch
-		case run.Heir.Migration == mv.id:
-			return nil
-		case run.Owner != h.id || !run.Heir.IsZero() || run.Generation != mv.generation:
-			return errConflict
 		}
-		run.Heir = inventory.Heir{Host: mv.target.id, Generation: mv.generation + 1, Migration: mv.id, BootID: mv.heirBoot}
-		e.records.run[mv.vm.i].put(e.records.next(), run)
-		return nil
+		return e.records.change(mv.vm.i, func(run inventory.VMRun) (inventory.VMRun, error) {
+			return mv.attempt().SetHeir(run, inventory.Sign{BootID: mv.heirBoot})
+		})
 	}, func(err error) {
 		switch {
 		case err == nil:
@@ -343,21 +339,16 @@ func (s *source) call(ask func(t *agent, reply func(handover.Answer))) {
 func (s *source) clearHeir() {
 	e, h, mv := s.w().etcd, s.a.h, s.mv
 	e.do(h, s.a.p, callTimeout, true, func() error {
-		run, _ := e.records.run[mv.vm.i].last()
-		switch {
-		case !e.records.epochIs(h.i, s.a.epoch):
+		if !e.records.epochIs(h.i, s.a.epoch) {
 			return errEpoch
-		case run.Owner != h.id:
-			return errConflict
-		case run.Heir.IsZero() || run.Heir.Migration == mv.id:
-			run.Generation++ // the attempt's is burnt
-			run.Heir = inventory.Heir{}
-			e.records.run[mv.vm.i].put(e.records.next(), run)
 		}
-		return nil
+		return e.records.change(mv.vm.i, mv.attempt().ClearHeir)
 	}, func(err error) {
-		if err == nil {
+		switch {
+		case err == nil:
 			s.give(handover.SourceEvent{Kind: handover.SourceHeirCleared})
+		case errors.Is(err, handover.ErrRefused):
+			s.readStore(handover.SourceEnding)
 		}
 	})
 }
@@ -379,27 +370,17 @@ func (s *source) tick() {
 		s.q = nil
 		s.give(handover.SourceEvent{Kind: handover.SourceGone})
 	}
-	s.readOwner()
+	if s.m.State.Reads() {
+		s.readStore(s.m.State)
+	}
 	s.give(handover.SourceEvent{Kind: handover.SourceTick})
 }
 
-// readOwner tells the machine what the store says of owner and heir, in the states in which control/migrate asks.
-func (s *source) readOwner() {
+// readStore tells the machine what the store says of owner and heir, and of the target's life.
+func (s *source) readStore(state handover.SourceState) {
 	e, h, mv := s.w().etcd, s.a.h, s.mv
 	var run inventory.VMRun
 	var there epochRecord
-	owner, heir := false, false
-	switch s.m.State { //nolint:exhaustive // the others do not ask
-	case handover.SourceDone:
-		heir = true
-	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing:
-		owner, heir = true, true
-	case handover.SourceDropped:
-		owner = true
-	}
-	if !owner && !heir {
-		return
-	}
 	e.do(h, s.a.p, callTimeout, false, func() error {
 		run, _ = e.records.run[mv.vm.i].last()
 		there, _ = e.records.epoch[mv.target.i].last()
@@ -408,21 +389,8 @@ func (s *source) readOwner() {
 		if err != nil {
 			return
 		}
-		if owner {
-			switch {
-			case run.Generation > mv.generation+1: // later than the heir's: given away by the leader, be it to this host
-				s.give(handover.SourceEvent{Kind: handover.SourceOwnerOther})
-			case run.Owner == h.id && run.Heir.Migration != mv.id:
-				s.give(handover.SourceEvent{Kind: handover.SourceHeirCleared})
-			case run.Owner == h.id:
-			case run.Owner == mv.target.id:
-				s.give(handover.SourceEvent{Kind: handover.SourceOwnerTarget})
-			default:
-				s.give(handover.SourceEvent{Kind: handover.SourceOwnerOther})
-			}
-		}
-		if heir && run.Heir.Migration == mv.id && (there.Fenced || there.Boot != run.Heir.BootID) {
-			s.give(handover.SourceEvent{Kind: handover.SourceTargetFenced})
+		for _, told := range mv.attempt().SourceReads(state, run, there.sign()) {
+			s.give(told)
 		}
 	})
 }
@@ -434,23 +402,16 @@ func (s *source) restored(q *qemu, run inventory.VMRun) {
 	if q != nil && q == mv.a {
 		s.q = q
 	}
-	e := handover.SourceFoundGone
+	found := handover.QEMURuns
 	switch {
-	case run.Owner == mv.target.id && run.Generation == mv.generation+1:
-		e = handover.SourceOwnerTarget
-	case run.Owner != s.a.h.id:
-		e = handover.SourceOwnerOther
-	case s.q == nil && s.a.h.boots != mv.sourceBoot:
-		e = handover.SourceFoundRebooted
 	case s.q == nil:
+		found = handover.QEMUGone
 	case s.q.state == complete:
-		e = handover.SourceFoundDone
+		found = handover.QEMUCompleted
 	case s.q.state == copying || s.q.state == gate || s.q.state == device:
-		e = handover.SourceFoundCopying
-	default:
-		e = handover.SourceFoundRunning
+		found = handover.QEMUMigrates
 	}
-	s.give(handover.SourceEvent{Kind: e})
+	s.give(mv.attempt().SourceFound(run, found, s.a.h.boots != mv.sourceBoot))
 }
 
 // short is when the authority ends: what was not released stays here.

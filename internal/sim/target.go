@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
@@ -100,11 +99,7 @@ func (a *agent) asked(m *move, e handover.TargetEventKind, reply func(handover.A
 		// Nothing is known of it here: what the journal says, or a reboot, is the answer.
 		t = &target{a: a, mv: m, m: handover.RestoreTarget(m.id, a.h.run.journals[m.vm.i])}
 		a.targets = append(a.targets, t)
-		found := handover.TargetFoundGone
-		if m.targetBoot != 0 && m.targetBoot != a.h.boots {
-			found = handover.TargetFoundRebooted
-		}
-		t.give(handover.TargetEvent{Kind: found}, nil)
+		t.give(m.attempt().TargetFound(inventory.VMRun{}, handover.QEMUGone, m.targetBoot != 0 && m.targetBoot != a.h.boots), nil)
 	}
 	t.give(handover.TargetEvent{Kind: e}, reply)
 }
@@ -236,23 +231,15 @@ func (t *target) act(actions []handover.TargetAction) {
 func (t *target) writeOwner() {
 	e, h, mv := t.w().etcd, t.a.h, t.mv
 	e.do(h, t.a.p, callTimeout, true, func() error {
-		run, _ := e.records.run[mv.vm.i].last()
-		switch {
-		case !e.records.epochIs(h.i, t.a.epoch):
+		if !e.records.epochIs(h.i, t.a.epoch) {
 			return errEpoch
-		case run.Owner == h.id && run.Generation == mv.generation+1:
-			return nil
-		case run.Heir.Migration != mv.id && !mv.noHeir() && !defect.Seeded.OldGeneration():
-			return errConflict
 		}
-		run.Owner, run.Generation, run.Heir = h.id, mv.generation+1, inventory.Heir{}
-		e.records.run[mv.vm.i].put(e.records.next(), run)
-		return nil
+		return e.records.change(mv.vm.i, mv.attempt().TakeOwner)
 	}, func(err error) {
 		switch {
 		case err == nil:
 			t.give(handover.TargetEvent{Kind: handover.TargetOwnerWritten}, nil)
-		case errors.Is(err, errConflict):
+		case errors.Is(err, handover.ErrRefused):
 			t.give(handover.TargetEvent{Kind: handover.TargetOwnerRefused}, nil)
 		}
 	})
@@ -274,29 +261,27 @@ func (t *target) tick() {
 	if t.a.left() < handover.AuthorityMargin {
 		t.give(handover.TargetEvent{Kind: handover.TargetAuthorityShort}, nil)
 	}
-	if t.m.State == handover.TargetLoadedUp || t.m.State == handover.TargetIncoming {
-		t.readRecord()
+	if t.m.State.Reads() {
+		t.readStore()
 	}
 	t.give(handover.TargetEvent{Kind: handover.TargetTick}, nil)
 }
 
-// readRecord looks for the release in the migration's record, and whether this host is heir still.
-func (t *target) readRecord() {
+// readStore looks for the release in the migration's record, and whether this host may still take the VM.
+func (t *target) readStore() {
 	e, h, mv := t.w().etcd, t.a.h, t.mv
-	var r moveRecord
+	var r inventory.MigrationStatus
 	var run inventory.VMRun
 	e.do(h, t.a.p, callTimeout, false, func() error {
 		r, _ = e.records.move[mv.i].last()
 		run, _ = e.records.run[mv.vm.i].last()
 		return nil
 	}, func(err error) {
-		switch {
-		case err != nil || t.acting || t.m.State != handover.TargetLoadedUp && t.m.State != handover.TargetIncoming: // it has gone on meanwhile
-		case r.final || run.Owner != mv.source.id && run.Heir.Migration != mv.id && !defect.Seeded.OwnerAfterCont():
-			// The leader has given the VM away, perhaps to this host, whose loop of it must not wait for a source that is dead.
-			t.give(handover.TargetEvent{Kind: handover.TargetOwnerRefused}, nil)
-		case r.released && t.m.State == handover.TargetLoadedUp:
-			t.give(handover.TargetEvent{Kind: handover.TargetReleased}, nil)
+		if err != nil || t.acting {
+			return
+		}
+		if told := mv.attempt().TargetReads(t.m.State, run, r); told.Kind != "" { // by the state that it is in now: it may have gone on meanwhile
+			t.give(told, nil)
 		}
 	})
 }
@@ -309,25 +294,23 @@ func (t *target) restored(q *qemu, run inventory.VMRun) {
 	if q != nil && q == mv.b {
 		t.q = q
 	}
-	if run.Owner == t.a.h.id { // by this migration or by the leader: the VM is this host's
+	found := handover.QEMURuns
+	switch {
+	case t.q == nil:
+		found = handover.QEMUGone
+	case t.q.state == incoming:
+		found = handover.QEMUIncoming
+	case t.q.state == loaded:
+		found = handover.QEMULoaded
+	}
+	first := mv.attempt().TargetFound(run, found, mv.targetBoot != 0 && t.a.h.boots != mv.targetBoot)
+	if first.Kind == handover.TargetOwnerWritten { // by this migration or by the leader: the VM is this host's
 		t.over = true
 		t.a.loops[mv.vm.i].tgt = nil
 		t.a.forget(t)
 		return
 	}
-	e := handover.TargetFoundGone
-	switch {
-	case t.q == nil && mv.targetBoot != 0 && t.a.h.boots != mv.targetBoot:
-		e = handover.TargetFoundRebooted
-	case t.q == nil:
-	case t.q.state == incoming:
-		e = handover.TargetFoundIncoming
-	case t.q.state == loaded:
-		e = handover.TargetFoundLoaded
-	default:
-		e = handover.TargetFoundRunning
-	}
-	t.give(handover.TargetEvent{Kind: e}, nil)
+	t.give(first, nil)
 }
 
 // short is when the authority ends: a VM that was not released here is given up.

@@ -178,7 +178,7 @@ func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.
 	switch {
 	case open && m.Spec.Source == a.Host():
 		return a.adoptSource(ctx, stored, process, m)
-	case open && m.Spec.Target == a.Host() && (run.Heir.Host == a.Host() || run.Owner != a.Host()):
+	case open && m.Spec.Target == a.Host() && run.Owner != a.Host():
 		return a.adoptTarget(ctx, stored, process, m)
 	case run.Owner == a.Host():
 		return a.adoptOwned(ctx, stored, process)
@@ -291,10 +291,7 @@ func (a *Agent) adoptOwned(ctx context.Context, stored inventory.VM, process *qe
 
 // adoptSource goes on with a migration that leaves here.
 func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
-	found := handover.SourceFoundGone
-	if a.rebootedIn(m, stored.Run.Heir) {
-		found = handover.SourceFoundRebooted
-	}
+	q := handover.QEMUGone
 	if process != nil {
 		status, migration, err := standing(ctx, process)
 		if err != nil {
@@ -302,31 +299,27 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 		}
 		switch {
 		case status.State == qmp.StatePostMigrate, migration.Status == qmp.MigrationCompleted && !status.Running:
-			found = handover.SourceFoundDone
+			q = handover.QEMUCompleted
 		case migration.Status == "" || migration.Status == qmp.MigrationNone || migration.Status.Ended():
-			found = handover.SourceFoundRunning
+			q = handover.QEMURuns
 		default:
-			found = handover.SourceFoundCopying
+			q = handover.QEMUMigrates
 		}
 	}
-	if stored.Run.Owner == m.Spec.Target {
-		found = handover.SourceOwnerTarget
-	}
+	attempt := handover.RestoreAttempt(m, stored)
+	found := attempt.SourceFound(stored.Run, q, a.rebootedIn(m, stored.Run.Heir))
 	target, err := a.Store.Host(ctx, m.Spec.Target)
 	if err != nil {
 		return err
 	}
 	v := a.begin(ctx, stored, func(v *vm) { v.process = process })
 	v.takeIn(ctx, process)
-	return v.do(ctx, func(ctx context.Context) error { return v.restoreSource(ctx, m, stored, target, found) })
+	return v.do(ctx, func(ctx context.Context) error { return v.restoreSource(ctx, m, attempt, stored, target, found) })
 }
 
 // adoptTarget goes on with a migration that arrives here.
 func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
-	found := handover.TargetFoundGone
-	if a.rebootedIn(m, stored.Run.Heir) {
-		found = handover.TargetFoundRebooted
-	}
+	q := handover.QEMUGone
 	if process != nil {
 		status, migration, err := standing(ctx, process)
 		if err != nil {
@@ -334,22 +327,24 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 		}
 		switch {
 		case status.State == qmp.StateInMigrate:
-			found = handover.TargetFoundIncoming
+			q = handover.QEMUIncoming
 		case !status.Running && (status.State == qmp.StatePaused || status.State == qmp.StatePrelaunch) && migration.Status == qmp.MigrationCompleted:
-			found = handover.TargetFoundLoaded
+			q = handover.QEMULoaded
 		case status.State == qmp.StatePrelaunch:
-			found = handover.TargetFoundIncoming
+			q = handover.QEMUIncoming
 		default:
-			found = handover.TargetFoundRunning
+			q = handover.QEMURuns
 		}
 	}
 	lines, err := a.journal(stored.ID).read()
 	if err != nil {
 		return err
 	}
+	attempt := handover.RestoreAttempt(m, stored)
+	found := attempt.TargetFound(stored.Run, q, a.rebootedIn(m, stored.Run.Heir))
 	var target *migrate.Target
 	v := a.begin(ctx, stored, func(v *vm) {
-		target = migrate.RestoreTarget(v.targetConfig(m.ID, m.Spec.Source), lines, process)
+		target = migrate.RestoreTarget(v.targetConfig(attempt), lines, process)
 		v.target = target
 		v.stored.Status = inventory.VMStatus{State: inventory.Migrating, Host: a.Host()}
 		a.incoming[m.ID] = &arrival{target: target, source: m.Spec.Source}

@@ -81,7 +81,9 @@ func (a *Agent) receive(ctx context.Context, r migrate.PrepareRequest) (*migrate
 	}
 	var target *migrate.Target
 	v := a.begin(ctx, r.VM, func(v *vm) {
-		target = migrate.NewTarget(v.targetConfig(r.Migration, r.Source))
+		target = migrate.NewTarget(v.targetConfig(handover.Attempt{
+			Migration: r.Migration, Source: r.Source, Target: a.Host(), Generation: r.VM.Run.Generation,
+		}))
 		v.target = target
 		for _, n := range r.VM.Spec.NICs {
 			v.addresses[n.MAC] = guestAddresses(r.VM, n)
@@ -97,10 +99,10 @@ func (a *Agent) receive(ctx context.Context, r migrate.PrepareRequest) (*migrate
 }
 
 // targetConfig gathers what a Target works with.
-func (v *vm) targetConfig(id inventory.MigrationID, source inventory.HostID) migrate.TargetConfig {
-	a := v.agent
+func (v *vm) targetConfig(attempt handover.Attempt) migrate.TargetConfig {
+	a, id, source := v.agent, attempt.Migration, attempt.Source
 	return migrate.TargetConfig{
-		Migration: id, VM: v.stored, Source: source, Ports: v.portIDs(), Switch: ports{a}, Records: records{a},
+		Migration: id, Attempt: attempt, VM: v.stored, Ports: v.portIDs(), Switch: ports{a}, Records: records{a},
 		Journal: a.journal(v.id), Authority: a.authority,
 		Cont:  func(ctx context.Context, p *qemu.Process) error { return v.letRun(ctx, p) },
 		Start: func(ctx context.Context) (*qemu.Process, error) { return v.startIncoming(ctx, id, source) },
@@ -243,19 +245,17 @@ func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source 
 	if err != nil {
 		return nil, err
 	}
-	if stored.Run.Owner == a.Host() {
+	attempt := handover.RestoreAttempt(m, stored)
+	found := attempt.TargetFound(stored.Run, handover.QEMUGone, a.rebootedIn(m, stored.Run.Heir))
+	if found.Kind == handover.TargetOwnerWritten {
 		return nil, nil
 	}
 	lines, err := a.journal(stored.ID).read()
 	if err != nil {
 		return nil, err
 	}
-	found := handover.TargetFoundGone
-	if a.rebootedIn(m, stored.Run.Heir) {
-		found = handover.TargetFoundRebooted
-	}
 	v := newVM(a, stored) // without a loop: nothing of the VM is here, only the word about it
-	target := migrate.RestoreTarget(v.targetConfig(id, source), lines, nil)
+	target := migrate.RestoreTarget(v.targetConfig(attempt), lines, nil)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if in := a.incoming[id]; in != nil {

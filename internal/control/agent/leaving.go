@@ -153,17 +153,17 @@ func (a *Agent) drive(ctx context.Context, m inventory.Migration) error {
 			return err
 		}
 		fresh.Status = v.snapshot() // with the addresses that the guest is known by
-		s := migrate.NewSource(v.sourceConfig(m, fresh, target))
+		s := migrate.NewSource(v.sourceConfig(m, handover.NewAttempt(m, fresh.Run), fresh, target))
 		v.depart(ctx, s, s.Run)
 		return nil
 	})
 }
 
 // sourceConfig gathers what a Source works with.
-func (v *vm) sourceConfig(m inventory.Migration, stored inventory.VM, target inventory.Host) migrate.SourceConfig {
+func (v *vm) sourceConfig(m inventory.Migration, attempt handover.Attempt, stored inventory.VM, target inventory.Host) migrate.SourceConfig {
 	a := v.agent
 	return migrate.SourceConfig{
-		Migration: m, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Switch: ports{a},
+		Migration: m, Attempt: attempt, VM: stored, Epoch: a.writer.Epoch(), Process: v.process, Ports: v.portIDs(), Switch: ports{a},
 		Records: records{a}, Far: far{a, target}, Journal: a.journal(v.id), Authority: a.authority,
 		Cont: func(ctx context.Context) error { return v.letRun(ctx, v.qemu()) },
 		Free: func(context.Context) error {
@@ -280,8 +280,10 @@ func (v *vm) settle(ctx context.Context, s *migrate.Source) {
 }
 
 // restoreSource goes on with a migration that an earlier agent of this host drove.
-func (v *vm) restoreSource(ctx context.Context, m inventory.Migration, stored inventory.VM, target inventory.Host, found handover.SourceEventKind) error {
-	c := v.sourceConfig(m, stored, target)
+func (v *vm) restoreSource(
+	ctx context.Context, m inventory.Migration, attempt handover.Attempt, stored inventory.VM, target inventory.Host, found handover.SourceEvent,
+) error {
+	c := v.sourceConfig(m, attempt, stored, target)
 	lines, err := v.agent.journal(v.id).read()
 	if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -20,105 +19,60 @@ import (
 	"github.com/godwit-vm/godwit/internal/wire"
 )
 
-// records is migrate.Records on the store. These few lines name the heir and the owner: each change is one transaction that
-// compares the run record it was decided on and the writer's epoch (driver/store, UpdateRun).
+// records is migrate.Records on the store. What may be changed policy/handover says; each change is one transaction that compares the run
+// record it was decided on and the writer's epoch (driver/store, UpdateRun).
 type records struct{ agent *Agent }
 
-// SetHeir implements migrate.Records. It adds the boot id of the heir's kernel, by which others can tell later that nothing of this
-// migration runs there any more.
-func (r records) SetHeir(ctx context.Context, vm inventory.VMID, heir inventory.Heir) error {
-	there, err := r.agent.Store.Epoch(ctx, heir.Host)
-	switch {
-	case err != nil:
+// SetHeir implements migrate.Records.
+func (r records) SetHeir(ctx context.Context, vm inventory.VMID, a handover.Attempt) error {
+	there, err := r.agent.Store.Sign(ctx, a.Target)
+	if err != nil {
 		return err
-	case there.Fenced:
-		return fault.New(fault.Conflict, "host %s was fenced: %s", heir.Host, there.Why)
 	}
-	heir.BootID = there.BootID
-	_, err = r.agent.writer.NameHeir(ctx, vm, heir.Host, func(run *inventory.VMRun) error {
-		switch {
-		case run.Owner != r.agent.Host():
-			return fault.New(fault.Conflict, "host %s owns it", run.Owner)
-		case run.Heir.Host == heir.Host && run.Heir.Migration == heir.Migration && run.Heir.Generation == heir.Generation:
-			return nil
-		case !run.Heir.IsZero():
-			return fault.New(fault.Conflict, "host %s is heir by migration %s", run.Heir.Host, run.Heir.Migration)
-		case run.Generation+1 != heir.Generation:
-			return fault.New(fault.Conflict, "it was started again meanwhile, as generation %d", run.Generation)
-		}
-		run.Heir = heir
-		return nil
+	_, err = r.agent.writer.NameHeir(ctx, vm, a.Target, func(run *inventory.VMRun) (err error) {
+		*run, err = a.SetHeir(*run, there)
+		return err
 	})
 	return err
 }
 
 // ClearHeir implements migrate.Records.
-func (r records) ClearHeir(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error {
-	_, err := r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) error {
-		if run.Owner == r.agent.Host() && (run.Heir.IsZero() || run.Heir.Migration == id) {
-			// The generation of the attempt is burnt, also when it ended before the heir was named: the target may
-			// have made its lock record with it.
-			run.Generation++
-			run.Heir = inventory.Heir{}
-		}
-		return nil
+func (r records) ClearHeir(ctx context.Context, vm inventory.VMID, a handover.Attempt) error {
+	_, err := r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) (err error) {
+		*run, err = a.ClearHeir(*run)
+		return err
 	})
 	return err
 }
 
 // TakeOwner implements migrate.Records.
-func (r records) TakeOwner(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error {
-	_, err := r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) error {
-		if run.Owner == r.agent.Host() && run.Heir.IsZero() {
-			return nil
-		}
-		if run.Heir.Host != r.agent.Host() || run.Heir.Migration != id {
-			return fault.New(fault.Conflict, "host %s is owner, and this host is not heir by migration %s", run.Owner, id)
-		}
-		run.Owner, run.Generation, run.Heir = run.Heir.Host, run.Heir.Generation, inventory.Heir{}
-		return nil
+func (r records) TakeOwner(ctx context.Context, vm inventory.VMID, a handover.Attempt) error {
+	_, err := r.agent.writer.UpdateRun(ctx, vm, func(run *inventory.VMRun) (err error) {
+		*run, err = a.TakeOwner(*run)
+		return err
 	})
 	return err
 }
 
-// Run implements migrate.Records.
-func (r records) Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, error) {
-	stored, err := r.agent.Store.VM(ctx, string(vm))
-	return stored.Run, err
-}
-
-// HeirLost implements migrate.Records. The epoch is read first: a heir that is fenced by then is owner already, or never will be by what it
+// Source implements migrate.Records. The sign is read first: an heir that is fenced by then is owner already, or never will be by what it
 // knew before.
-func (r records) HeirLost(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) (why string, err error) {
+func (r records) Source(ctx context.Context, vm inventory.VMID, a handover.Attempt) (inventory.VMRun, inventory.Sign, error) {
+	there, err := r.agent.Store.Sign(ctx, a.Target)
+	if err != nil {
+		return inventory.VMRun{}, there, err
+	}
 	stored, err := r.agent.Store.VM(ctx, string(vm))
-	heir := stored.Run.Heir
-	if err != nil || heir.Migration != id {
-		return "", err
-	}
-	there, err := r.agent.Store.Epoch(ctx, heir.Host)
-	switch {
-	case fault.Is(err, fault.NotFound):
-		why = fmt.Sprintf("host %s was removed from the cluster", heir.Host)
-	case err != nil:
-		return "", err
-	case there.Fenced:
-		why = there.Why
-	case heir.Booted(there.BootID):
-		why = fmt.Sprintf("host %s was booted since", heir.Host)
-	default:
-		return "", nil
-	}
-	stored, err = r.agent.Store.VM(ctx, string(vm))
-	if err != nil || stored.Run.Heir.Migration != id {
-		return "", err // it had become owner before
-	}
-	return why, nil
+	return stored.Run, there, err
 }
 
-// Released implements migrate.Records.
-func (r records) Released(ctx context.Context, id inventory.MigrationID) (bool, error) {
-	m, err := r.agent.Store.Migration(ctx, id)
-	return m.Status.Released, err
+// Target implements migrate.Records. The status is read first: the VM may have been given to another since the source has released it.
+func (r records) Target(ctx context.Context, vm inventory.VMID, a handover.Attempt) (inventory.VMRun, inventory.MigrationStatus, error) {
+	m, err := r.agent.Store.Migration(ctx, a.Migration)
+	if err != nil {
+		return inventory.VMRun{}, m.Status, err
+	}
+	stored, err := r.agent.Store.VM(ctx, string(vm))
+	return stored.Run, m.Status, err
 }
 
 // Status implements migrate.Records.

@@ -31,23 +31,18 @@ import (
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )
 
-// Records is what a migration reads and writes in the store. Errors of kind fault.Conflict mean that somebody else was faster
-// and are final; fault.Unavailable may pass.
+// Records is what a migration reads and writes in the store. The changes of the run record are those of policy/handover's Attempt, each in one
+// transaction under this host's epoch; handover.ErrRefused is on the path of an error that is one of its rules. Other errors of kind fault.Conflict mean that
+// somebody else was faster, or that this host's epoch is over; fault.Unavailable may pass.
 type Records interface {
-	// SetHeir names the heir in the VM's run record, if the owner is still this host and no other heir stands.
-	SetHeir(ctx context.Context, vm inventory.VMID, heir inventory.Heir) error
-	// ClearHeir removes the heir of that migration, if this host is owner; none there is no error.
-	ClearHeir(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error
-	// TakeOwner makes this host owner with the heir's generation and clears the heir, if the heir is this host for that
-	// migration; being owner by it already is no error.
-	TakeOwner(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) error
-	// Run reads the VM's run record.
-	Run(ctx context.Context, vm inventory.VMID) (inventory.VMRun, error)
-	// HeirLost returns why the heir of that migration is dead and will not become owner by what it knew: fenced, or booted since it was
-	// named; "" when it is not known to be, or no heir by that migration stands.
-	HeirLost(ctx context.Context, vm inventory.VMID, id inventory.MigrationID) (why string, err error)
-	// Released reports whether the migration's record says that the source has released the VM.
-	Released(ctx context.Context, id inventory.MigrationID) (bool, error)
+	// SetHeir names the heir, unless the target leaves the cluster (fault.Conflict too). Every fault.Conflict of it is final.
+	SetHeir(ctx context.Context, vm inventory.VMID, a handover.Attempt) error
+	ClearHeir(ctx context.Context, vm inventory.VMID, a handover.Attempt) error
+	TakeOwner(ctx context.Context, vm inventory.VMID, a handover.Attempt) error
+	// Source reads what the source looks at: a sign of the target's host, and then the VM's run record.
+	Source(ctx context.Context, vm inventory.VMID, a handover.Attempt) (inventory.VMRun, inventory.Sign, error)
+	// Target reads what the target looks at: the migration's status, and then the VM's run record.
+	Target(ctx context.Context, vm inventory.VMID, a handover.Attempt) (inventory.VMRun, inventory.MigrationStatus, error)
 	// Status writes the migration's status.
 	Status(ctx context.Context, id inventory.MigrationID, s inventory.MigrationStatus) error
 }

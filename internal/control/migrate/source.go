@@ -35,6 +35,7 @@ const BandwidthFree inventory.BytesPerSecond = 100 << 30
 // SourceConfig is what a Source works with.
 type SourceConfig struct {
 	Migration inventory.Migration
+	Attempt   handover.Attempt
 	VM        inventory.VM
 	Epoch     uint64
 	Process   *qemu.Process // nil only when a restart found none
@@ -161,10 +162,14 @@ func (s *Source) AuthorityShort() {
 	}
 }
 
-// Restore drives a migration that a former agent began: found says what this agent saw of its QEMU.
-func (s *Source) Restore(ctx context.Context, found handover.SourceEventKind) Outcome {
+// Restore drives a migration that a former agent began: found is what this agent saw of the VM (handover.Attempt, SourceFound).
+func (s *Source) Restore(ctx context.Context, found handover.SourceEvent) Outcome {
 	return s.run(ctx, func(context.Context) {
-		s.post(ctx, handover.SourceEvent{Kind: found, Authority: s.Authority(), Why: "the source's agent was restarted"})
+		found.Authority = s.Authority()
+		if found.Why == "" {
+			found.Why = "the source's agent was restarted"
+		}
+		s.post(ctx, found)
 	})
 }
 
@@ -396,10 +401,9 @@ func (s *Source) connectQEMU(ctx context.Context, path string) (halfCloser, erro
 
 // nameHeir writes the heir while the memory is being copied; no heir, no switchover.
 func (s *Source) nameHeir(ctx context.Context) {
-	heir := inventory.Heir{Host: s.Migration.Spec.Target, Generation: s.VM.Run.Generation + 1, Migration: s.Migration.ID}
 	for {
 		within, done := context.WithTimeout(ctx, callTimeout)
-		err := s.Records.SetHeir(within, s.VM.ID, heir)
+		err := s.Records.SetHeir(within, s.VM.ID, s.Attempt)
 		done()
 		switch {
 		case err == nil:

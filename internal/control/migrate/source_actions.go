@@ -2,7 +2,7 @@ package migrate
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -58,7 +58,7 @@ func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.Sourc
 	case handover.ClearHeir:
 		tasks.Go(func() { s.clearHeir(ctx) })
 	case handover.RecordDiscarded:
-		s.set(func(st *inventory.MigrationStatus) { st.Reason, st.SourceDiscarded = a.Why, true })
+		s.set(a.Record)
 		s.writeStatus(undo)
 	case handover.SourceReport:
 		s.reportEnd(undo, a)
@@ -290,10 +290,13 @@ func (s *Source) findOutResumed(ctx context.Context) {
 func (s *Source) clearHeir(ctx context.Context) {
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
-	err := s.Records.ClearHeir(within, s.VM.ID, s.Migration.ID)
-	if err == nil || fault.Is(err, fault.NotFound) {
+	err := s.Records.ClearHeir(within, s.VM.ID, s.Attempt)
+	switch {
+	case err == nil, fault.Is(err, fault.NotFound):
 		s.post(ctx, handover.SourceEvent{Kind: handover.SourceHeirCleared})
 		return
+	case errors.Is(err, handover.ErrRefused):
+		s.readStore(ctx, handover.SourceEnding) // the VM is another host's by now: what is left here must not run on
 	}
 	s.Log.LogAttrs(ctx, slog.LevelWarn, "heir not cleared yet", slog.Any("err", err))
 }
@@ -309,43 +312,24 @@ func (s *Source) watchWaits(ctx context.Context, tasks *sync.WaitGroup) {
 		if quiet := s.relay.Quiet(); s.relay.Sent() > 0 && quiet > precopyStall {
 			s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: "the stream has stood still for " + quiet.Round(time.Second).String()})
 		}
-	case handover.SourceDone:
-		tasks.Go(func() { s.readHeir(ctx) })
-	case handover.SourceReleased, handover.SourceMoved, handover.SourceWithdrawing:
-		tasks.Go(func() { s.readOwner(ctx); s.readHeir(ctx) })
-	case handover.SourceDropped:
-		tasks.Go(func() { s.readOwner(ctx) })
+	}
+	if state := s.machine.State; state.Reads() {
+		tasks.Go(func() { s.readStore(ctx, state) })
 	}
 }
 
-// readHeir tells the machine when the target is dead and will not become owner. The leader knows no more about that than the store, so
-// nobody has to pass it on.
-func (s *Source) readHeir(ctx context.Context) {
+// readStore tells the machine what the store says of owner and heir, and of the target's life. The leader knows no more about that than the store,
+// so nobody has to pass it on.
+func (s *Source) readStore(ctx context.Context, state handover.SourceState) {
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
-	if why, err := s.Records.HeirLost(within, s.VM.ID, s.Migration.ID); err == nil && why != "" {
-		s.post(ctx, handover.SourceEvent{Kind: handover.SourceTargetFenced, Authority: s.Authority(), Why: why})
+	run, target, err := s.Records.Source(within, s.VM.ID, s.Attempt)
+	if err != nil {
+		return // the tick asks again
 	}
-}
-
-// readOwner tells the machine when somebody else has become owner.
-func (s *Source) readOwner(ctx context.Context) {
-	within, done := context.WithTimeout(ctx, callTimeout)
-	defer done()
-	run, err := s.Records.Run(within, s.VM.ID)
-	switch {
-	case err != nil:
-	case run.Generation > s.VM.Run.Generation+1:
-		// Later than the heir's: the leader has given the VM away, be it to this host.
-		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerOther, Why: fmt.Sprintf("the store names %s owner by generation %d", run.Owner, run.Generation)})
-	case run.Owner == s.Migration.Spec.Source:
-		if run.Heir.Migration != s.Migration.ID {
-			s.post(ctx, handover.SourceEvent{Kind: handover.SourceHeirCleared, Authority: s.Authority()})
-		}
-	case run.Owner == s.Migration.Spec.Target:
-		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerTarget})
-	default:
-		s.post(ctx, handover.SourceEvent{Kind: handover.SourceOwnerOther, Why: "the store names " + string(run.Owner) + " owner"})
+	for _, e := range s.Attempt.SourceReads(state, run, target) {
+		e.Authority = s.Authority()
+		s.post(ctx, e)
 	}
 }
 
@@ -412,18 +396,14 @@ func (s *Source) write(ctx context.Context, status inventory.MigrationStatus) {
 // reportEnd writes what the machine reports, with the figures when it is over. The end is written first and told then, so that
 // who was told finds it at every host.
 func (s *Source) reportEnd(ctx context.Context, a handover.SourceAction) {
-	phase := func(st *inventory.MigrationStatus) {
-		st.Phase, st.Reason = a.Phase, a.Why
-		st.Released = st.Released || a.Phase == inventory.Released // the target acts on it; undecided alone is no release
-	}
 	if !a.Phase.Final() {
-		s.report(phase)
+		s.report(a.Record)
 		return
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	status, _ := s.Status()
-	phase(&status)
+	a.Record(&status)
 	status.Ended = time.Now()
 	status.Result.Total = time.Since(s.Migration.Spec.Requested)
 	status.Result.Sent = max(status.Result.Sent, status.Progress.Sent, inventory.Bytes(s.relay.Sent()))

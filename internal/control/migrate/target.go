@@ -22,8 +22,8 @@ const preparedMax = time.Minute
 // TargetConfig is what a Target works with.
 type TargetConfig struct {
 	Migration inventory.MigrationID
+	Attempt   handover.Attempt
 	VM        inventory.VM
-	Source    inventory.HostID
 	Ports     []Port
 	Switch    Ports
 	Records   Records
@@ -58,6 +58,7 @@ type Target struct {
 type targetEvent struct {
 	handover.TargetEvent
 	answered chan handover.TargetAction // of a release or discard
+	read     handover.TargetState       // of what the store was read for: it says nothing to a machine that has gone on; empty: of anything else
 }
 
 // NewTarget returns the target's end of a migration that is being prepared.
@@ -107,14 +108,15 @@ func (t *Target) Run(ctx context.Context) Outcome {
 	})
 }
 
-// Restore drives a target that a former agent began; found says what this agent saw of its QEMU.
-func (t *Target) Restore(ctx context.Context, found handover.TargetEventKind) Outcome {
+// Restore drives a target that a former agent began; found is what this agent saw of its QEMU (handover.Attempt, TargetFound).
+func (t *Target) Restore(ctx context.Context, found handover.TargetEvent) Outcome {
 	t.prepared <- nil
 	return t.run(ctx, func(ctx context.Context) {
 		if p := t.Process(); p != nil {
 			t.attend(ctx, p)
 		}
-		t.post(ctx, handover.TargetEvent{Kind: found, Authority: t.Authority(), Why: "the target's agent was restarted"})
+		found.Authority, found.Why = t.Authority(), "the target's agent was restarted"
+		t.post(ctx, found)
 	})
 }
 
@@ -269,7 +271,7 @@ func (t *Target) AuthorityShort() {
 func (t *Target) ask(ctx context.Context, e handover.TargetEvent) (handover.TargetAction, error) {
 	answered := make(chan handover.TargetAction, 1)
 	select {
-	case t.inbox <- targetEvent{e, answered}:
+	case t.inbox <- targetEvent{TargetEvent: e, answered: answered}:
 	case <-t.ended:
 		return handover.TargetAction{}, fault.New(fault.Conflict, "migration %s is over here", t.Migration)
 	case <-ctx.Done():

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -32,10 +33,13 @@ func (t *Target) run(ctx context.Context, start func(context.Context)) Outcome {
 		case <-ctx.Done():
 			return Interrupted
 		case e = <-t.inbox:
+			if e.read != "" && e.read != t.machine.State {
+				continue
+			}
 		case <-tick.C:
 			e.Kind = handover.TargetTick
-			if t.machine.State == handover.TargetLoadedUp {
-				go t.readRelease(ctx) // ends with ctx, which ends with Run
+			if state := t.machine.State; state.Reads() {
+				go t.readStore(ctx, state) // ends with ctx, which ends with Run
 			}
 			if t.abandoned(began) {
 				e.Kind, e.Why = handover.TargetDiscard, "the source's stream did not come within "+preparedMax.String()
@@ -181,13 +185,21 @@ func (t *Target) findOutRunning(ctx context.Context) {
 	}
 }
 
-// readRelease looks for the source's release in the migration's record: the way between the agents may be broken while both
-// still reach the store. Nobody but the source writes it there, and only after its journal.
-func (t *Target) readRelease(ctx context.Context) {
+// readStore looks for the source's release in the migration's record, and whether this host may still take the VM: the way between the agents may
+// be broken while both still reach the store. Nobody but the source writes a release there, and only after its journal.
+func (t *Target) readStore(ctx context.Context, state handover.TargetState) {
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
-	if released, err := t.Records.Released(within, t.Migration); err == nil && released {
-		t.post(ctx, handover.TargetEvent{Kind: handover.TargetReleased, Authority: t.Authority(), Why: "by the migration's record"})
+	run, status, err := t.Records.Target(within, t.VM.ID, t.Attempt)
+	if err != nil {
+		return // the tick asks again
+	}
+	if e := t.Attempt.TargetReads(state, run, status); e.Kind != "" {
+		e.Authority = t.Authority()
+		select {
+		case t.inbox <- targetEvent{TargetEvent: e, read: state}:
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -204,11 +216,11 @@ func ran(s qmp.Status) bool {
 func (t *Target) writeOwner(ctx context.Context) {
 	within, done := context.WithTimeout(ctx, callTimeout)
 	defer done()
-	err := t.Records.TakeOwner(within, t.VM.ID, t.Migration)
+	err := t.Records.TakeOwner(within, t.VM.ID, t.Attempt)
 	switch {
 	case err == nil:
 		t.post(ctx, handover.TargetEvent{Kind: handover.TargetOwnerWritten})
-	case fault.Is(err, fault.Conflict), fault.Is(err, fault.NotFound):
+	case errors.Is(err, handover.ErrRefused), fault.Is(err, fault.NotFound):
 		t.post(ctx, handover.TargetEvent{Kind: handover.TargetOwnerRefused, Why: err.Error()})
 	default:
 		t.Log.LogAttrs(ctx, slog.LevelWarn, "owner not written yet", slog.Any("err", err))
