@@ -1,8 +1,8 @@
 // Package sim runs whole clusters in virtual time, with faults, and looks at every moment whether a promise of Godwit is broken.
 //
 // One run is one goroutine and one random source, the seed of a run: the same seed gives the same run, on every machine. The agents, wardens, leaders and
-// both ends of a hand-over are the machines of policy/authority, policy/ha and policy/handover as production drives them; nothing of their
-// rules is written here a second time. Simulated is what is around them: clocks that drift and jump, a network that loses and delays,
+// both ends of a hand-over are the machines of policy/authority, policy/ha and policy/handover as production drives them, and what they write and read
+// in the store are functions of the latter two; nothing of their rules is written here a second time. Simulated is what is around them: clocks that drift and jump, a network that loses and delays,
 // an etcd that stalls and changes its leader, QEMUs that hang or ignore a kill, storage with writes under way, watchdogs, and processes that
 // are stopped or killed between any two steps.
 //

@@ -6,6 +6,8 @@
 // goroutine: control/migrate feeds events and does the actions, the simulator does the same in virtual time, and the explorer in
 // the tests walks every interleaving of the two.
 //
+// What either end writes into the VM's run record, and what a read of the store or a restart is to it, says Attempt (attempt.go).
+//
 // # The rules
 //
 //   - No heir, no switchover. While the store names B heir for this migration, nobody but A and B may start the VM, until each of
