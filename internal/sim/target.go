@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/handover"
 )

@@ -1,9 +1,6 @@
 package handover
 
 import (
-	"errors"
-
-	"github.com/godwit-vm/godwit/internal/fault/defect"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/ha"
 )
@@ -16,41 +13,15 @@ const (
 	hostC inventory.HostID = "C"
 )
 
-var errRefused = errors.New("refused")
+// theAttempt is the one that the explorer walks.
+var theAttempt = Attempt{Migration: testID, Source: hostA, Target: hostB, Generation: 1}
 
-// setHeir names B heir with the next generation.
-func setHeir(run inventory.VMRun) (inventory.VMRun, error) {
-	if run.Owner != hostA || !run.Heir.IsZero() {
-		return run, errRefused
-	}
-	run.Heir = inventory.Heir{Host: hostB, Generation: run.Generation + 1, Migration: testID}
-	return run, nil
-}
-
-// clearHeir takes that back; the number is burnt.
+// clearHeir is Attempt.ClearHeir, but that it burns one number only, however often it is asked for: the walk would not end otherwise.
 func clearHeir(run inventory.VMRun) (inventory.VMRun, error) {
-	if run.Owner != hostA {
-		return run, errRefused
-	}
-	if run.Heir.Migration == testID {
-		run.Generation, run.Heir = run.Heir.Generation, inventory.Heir{}
-	}
-	return run, nil
-}
-
-// takeOwner makes B owner with the heir's generation.
-func takeOwner(run inventory.VMRun) (inventory.VMRun, error) {
-	switch {
-	case run.Owner == hostB:
-		return run, nil
-	case run.Heir.Migration == testID:
-		run.Owner, run.Generation, run.Heir = hostB, run.Heir.Generation, inventory.Heir{}
-		return run, nil
-	case defect.Seeded.OldGeneration():
-		run.Owner, run.Generation, run.Heir = hostB, 2, inventory.Heir{}
+	if run.Owner == hostA && run.Heir.IsZero() && run.Generation > theAttempt.Generation {
 		return run, nil
 	}
-	return run, errRefused
+	return theAttempt.ClearHeir(run)
 }
 
 // decides is what a leader makes of the world.

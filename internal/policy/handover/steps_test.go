@@ -178,7 +178,7 @@ func (l *lab) sourceSteps(w world, add adder) {
 	}
 	asks := s.State == SourceCopying || s.State == SourceGate || s.State == SourceSwitching && defect.Seeded.HeirLate()
 	if asks && !w.heirs && !w.aFenced {
-		if run, err := setHeir(l.record(w)); err == nil {
+		if run, err := theAttempt.SetHeir(l.record(w), inventory.Sign{Fenced: w.bFenced}); err == nil {
 			n := l.stored(w, run)
 			n.heirs = true
 			add(true, l.newsA(n, SourceHeirSet), "A sets the heir")
@@ -186,6 +186,8 @@ func (l *lab) sourceSteps(w world, add adder) {
 				n.left--
 				add(false, n, "A sets the heir and never hears of it")
 			}
+		} else {
+			tell(able, "A's heir is refused", w, SourceEvent{Kind: SourceHeirRefused})
 		}
 	}
 	if owner == hostA && !l.heir(w) && (s.State == SourceReleased || s.State == SourceWithdrawing || s.State == SourceDropped) {
@@ -439,7 +441,7 @@ func (l *lab) written(w world, what lateWrite) (done, news world) {
 	if w.bFenced {
 		return w, w
 	}
-	run, err := takeOwner(l.record(w))
+	run, err := theAttempt.TakeOwner(l.record(w))
 	if err != nil {
 		return w, l.newsB(w, TargetOwnerRefused)
 	}
