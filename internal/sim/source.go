@@ -133,6 +133,7 @@ func (s *source) act(actions []handover.SourceAction) {
 		h.run.journals[s.mv.vm.i] = nil
 	case handover.ClearHeir:
 		s.clearHeir()
+	case handover.SendPullLost, handover.ResumePull: // of post-copy, which is not simulated
 	case handover.RecordDiscarded:
 		s.record(do.Record)
 	case handover.SourceReport:

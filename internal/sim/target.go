@@ -220,6 +220,7 @@ func (t *target) act(actions []handover.TargetAction) {
 	case handover.FreeTarget:
 		t.a.gone(t.mv.vm)
 	case handover.OpenPort: // cont has announced it
+	case handover.RecoverPull: // of post-copy, which is not simulated
 	case handover.WriteOwner:
 		t.writeOwner()
 	case handover.TargetViolation:

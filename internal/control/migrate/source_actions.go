@@ -66,6 +66,7 @@ func (s *Source) do(ctx context.Context, tasks *sync.WaitGroup, a handover.Sourc
 		s.Log.LogAttrs(ctx, slog.LevelError, "hand-over rule violated, killing the own qemu", slog.String("why", a.Why))
 		s.kill(undo)
 	case handover.RefuseCancel: // step answers it
+	case handover.SendPullLost, handover.ResumePull: // of post-copy, and all migrations are pre-copy
 	}
 	return handover.SourceEvent{}
 }

@@ -107,6 +107,7 @@ func (t *Target) do(ctx context.Context, a handover.TargetAction) handover.Targe
 	case handover.Cont:
 		return t.cont(ctx)
 	case handover.SendAnswer: // step does it
+	case handover.RecoverPull: // of post-copy, and all migrations are pre-copy
 	case handover.KillTarget:
 		if p := t.Process(); p != nil {
 			if err := p.Kill(undo); err != nil {

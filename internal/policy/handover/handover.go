@@ -18,6 +18,8 @@
 //     release may hold memory that is older than the disk, since A's QEMU may have failed late and run on.
 //   - B's discard is final. A release that comes later is answered "returned".
 //   - A migration id carries one switchover. Whatever ends it, ends the attempt.
+//   - In post-copy the point of no return is QEMU's switch, and the release is decided when QEMU reports it. Both ends stay needed until
+//     the target has pulled all memory. If one is lost before that, what is left of the VM is ended and it starts cold.
 //   - Right before the release and right before each cont the own authority must reach AuthorityMargin further.
 //   - What cannot be taken back is in the journal before it is done: released, returned, resuming, discarded. After a restart of
 //     an agent the journal decides, then the store, then what QEMU says.

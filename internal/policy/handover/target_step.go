@@ -246,15 +246,17 @@ func (t Target) adopted(e TargetEvent) (Target, []TargetAction) {
 	if t.Doubt {
 		return t.doubted(e)
 	}
-	switch {
-	case e.Kind == TargetFoundRunning || e.Kind == TargetFoundPulling:
+	//exhaustive:ignore
+	switch e.Kind {
+	case TargetFoundRunning, TargetFoundPulling:
 		return t.violated("a VM runs here that was never released to this host")
-	case e.Kind == TargetFoundLoaded || e.Kind == TargetFoundPull:
+	case TargetFoundLoaded, TargetFoundPull:
 		t.State = TargetLoadedUp
 		if t.Released {
 			return t.resume(e)
 		}
 		return t, nil
+	default:
 	}
 	return t.discard("the target's agent was restarted before everything was loaded", e.Why)
 }
