@@ -9,6 +9,8 @@
 //	corrupt [page=N]                           Status; flips a bit in secret, the next checksum must be red
 //	disk name=vda [write=OFFSET]               Disk, after writing Pattern at the offset
 //	net dev=eth1                               Net, after asking for an address by DHCP
+//	packets [run=N rate=10000 to=IP:PORT]      Packets, of a new run that sends and counts, or of the one there is
+//	packets stop                               Packets, and no more are sent
 //	seed                                       Seed, as cloud-init would find it
 //	poweroff, reboot                           Status, then the guest goes
 //

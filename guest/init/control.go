@@ -97,6 +97,8 @@ func (g *guest) answer(ctx context.Context, r control.Request) (any, error) {
 		return disk(r)
 	case "net":
 		return g.dhcp(ctx, r)
+	case "packets":
+		return g.packets.answer(r)
 	case "seed":
 		return seed(r)
 	case "poweroff", "reboot":
@@ -106,7 +108,7 @@ func (g *guest) answer(ctx context.Context, r control.Request) (any, error) {
 		time.AfterFunc(parting, func() { g.leave(r.Verb == "reboot") })
 		return g.status(), nil
 	default:
-		return nil, fmt.Errorf("%q is unknown; use status, dirty, checksum, corrupt, disk, net, seed, poweroff or reboot", r.Verb)
+		return nil, fmt.Errorf("%q is unknown; use status, dirty, checksum, corrupt, disk, net, packets, seed, poweroff or reboot", r.Verb)
 	}
 }
 

@@ -41,6 +41,7 @@ type guest struct {
 	heartbeat atomic.Uint64          // written by the heartbeat
 	ip        atomic.Pointer[string] // written by the network; nil without address
 	memory    exercise
+	packets   packets
 }
 
 func main() {

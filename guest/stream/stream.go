@@ -4,6 +4,7 @@
 //	7/tcp, 7/udp   what comes in goes back
 //	19/tcp         after the line "rate BYTES_PER_SECOND\n" an endless stream of 8-byte big-endian numbers 0, 1, 2 …
 //	19/udp         a datagram from a client starts numbers for it, 8 bytes each, 100 per second, until it was silent for 5 s
+//	20/udp         numbered packets both ways at thousands a second, as the control protocol asks for; each end has a Tally
 //
 // The package holds no state of the guest and runs on any system; guest/init serves, tests, demo and bench read.
 package stream

@@ -53,9 +53,15 @@ func (h *Host) WatchMigration(ctx context.Context, id string, see func(*godwitv1
 	return fmt.Errorf("migration %s ended as %s: %s", id, last.GetStatus().GetPhase(), last.GetStatus().GetReason())
 }
 
-// Ports returns the ports of the host's switch.
-func (h *Host) Ports(ctx context.Context) ([]vnet.PortStatus, error) {
+// Switch returns everything about the host's switch.
+func (h *Host) Switch(ctx context.Context) (vnet.Status, error) {
 	switches := vnet.NewClient(filepath.Join(h.Run, "switch.sock"))
 	defer switches.Close()
-	return switches.Ports(ctx)
+	return switches.Status(ctx)
+}
+
+// Ports returns the ports of the host's switch.
+func (h *Host) Ports(ctx context.Context) ([]vnet.PortStatus, error) {
+	s, err := h.Switch(ctx)
+	return s.Ports, err
 }

@@ -84,6 +84,8 @@ type NetworkStatus struct {
 	Ports   int
 	Learned int               // addresses in the table
 	Leases  map[string]string // MAC to IPv4, of the gateway on this host
+	// DropsIn and DropsOut add up those of the network's ports here, also of ports that are gone.
+	DropsIn, DropsOut uint64
 }
 
 // Peer is another host's switch.

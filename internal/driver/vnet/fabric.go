@@ -48,6 +48,8 @@ type segment struct {
 	table  map[mac]*entry
 	moved  map[mac]*moved
 	ended  map[moveKey]ended
+	// What ports that are gone have dropped.
+	dropsIn, dropsOut uint64
 }
 
 // entry says where an address is: exactly one of port and link is set.

@@ -96,6 +96,9 @@ func (f *fabric) removePort(p *port) {
 	}
 	delete(p.seg.ports, p)
 	delete(f.ports, p.spec.ID)
+	p.stats.DropsOut += uint64(len(p.backlog) + p.out.len()) // a committed port has no copies left: what is here goes nowhere else
+	p.seg.dropsIn += p.stats.DropsIn
+	p.seg.dropsOut += p.stats.DropsOut
 	p.dropBacklog()
 	if p.io != nil {
 		p.io.recent.end()

@@ -231,8 +231,10 @@ func (s *Switch) Status(context.Context) (Status, error) {
 	for _, id := range sortedKeys(s.networks) {
 		n := NetworkStatus{NetworkSpec: s.networks[id].spec}
 		if seg := f.networks[keyOfNetwork(id)]; seg != nil {
-			n.Learned = len(seg.table)
+			n.Learned, n.DropsIn, n.DropsOut = len(seg.table), seg.dropsIn, seg.dropsOut
 			for p := range seg.ports {
+				n.DropsIn += p.stats.DropsIn
+				n.DropsOut += p.stats.DropsOut
 				if p.io != nil {
 					n.Ports++
 				}
