@@ -14,7 +14,9 @@ const (
 	// flushWait is how long direct frames wait for the forwarded ones before them, and a guest's frames from its target
 	// for its last ones from the source. A round trip is enough; the rest is for a busy peer.
 	flushWait = 500 * time.Millisecond
-	parkMax   = 1024 // frames from a guest that wait at one host
+	parkMax   = 16384 // frames from a guest that wait at one host
+	// patience is how long after a migration's end a guest may take to catch up with what came for it.
+	patience = 10 * time.Second
 )
 
 // announceAt is when a guest that arrived is announced: QEMU's own pattern (announce-initial 50, step 100, 5 rounds).
@@ -135,7 +137,7 @@ func (f *fabric) open(p *port, id inventory.MigrationID, now time.Time) error {
 	}
 	p.seg.moved[p.mac] = &moved{mig: p.arrive.key, source: p.arrive.peer, target: f.host, number: p.moves, known: now}
 	p.hand(p.backlog)
-	p.backlog = nil
+	p.backlog, p.bytes, p.patient = nil, 0, now.Add(patience)
 
 	source := f.links[p.arrive.peer]
 	waiting := source != nil && source.up // else nothing more can come from there

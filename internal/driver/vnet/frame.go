@@ -12,7 +12,8 @@ const (
 	headerLen = 14 // Ethernet: target, source, type
 	// frameMax is the largest frame carried: QEMU's own NET_BUFSIZE (include/net/net.h).
 	frameMax   = 4096 + 65536
-	smallFrame = 2048 // holds a frame of the usual MTU; larger ones are allocated
+	smallFrame = 256  // holds what many frames a second are made of: a switchover keeps tens of thousands
+	usualFrame = 2048 // holds a frame of the usual MTU; larger ones are allocated
 
 	etherRARP = 0x8035
 )
@@ -48,15 +49,22 @@ type frame struct {
 	buf  []byte // nil for frames that do not come from the pool
 }
 
-var framePool = sync.Pool{New: func() any { return &frame{buf: make([]byte, smallFrame)} }}
+var (
+	smallFrames = sync.Pool{New: func() any { return &frame{buf: make([]byte, smallFrame)} }}
+	usualFrames = sync.Pool{New: func() any { return &frame{buf: make([]byte, usualFrame)} }}
+)
 
 // newFrame returns a frame of n bytes with one reference; its content is undefined.
 func newFrame(n int) *frame {
 	var f *frame
-	if n <= smallFrame {
-		f = framePool.Get().(*frame)
+	switch {
+	case n <= smallFrame:
+		f = smallFrames.Get().(*frame)
 		f.data = f.buf[:n]
-	} else {
+	case n <= usualFrame:
+		f = usualFrames.Get().(*frame)
+		f.data = f.buf[:n]
+	default:
 		f = &frame{data: make([]byte, n)}
 	}
 	f.refs.Store(1)
@@ -80,12 +88,17 @@ func (f *frame) release() {
 		return
 	}
 	switch n := f.refs.Add(-1); {
+	case n == 0 && len(f.buf) == smallFrame:
+		smallFrames.Put(f)
 	case n == 0 && f.buf != nil:
-		framePool.Put(f)
+		usualFrames.Put(f)
 	case n < 0:
 		panic("vnet: frame released twice") // its buffer may already carry another frame: a bug, never a fault
 	}
 }
+
+// size is the memory that the frame takes, in bytes.
+func (f *frame) size() int { return max(len(f.buf), len(f.data)) }
 
 func (f *frame) target() mac { return mac(f.data[0:6]) }
 func (f *frame) source() mac { return mac(f.data[6:12]) }

@@ -23,6 +23,7 @@ func (f *fabric) hold(p *port) error {
 	case ModeNormal:
 		for _, it := range p.out.drain() {
 			p.backlog = append(p.backlog, it.frame)
+			p.bytes += it.frame.size()
 			p.stats.FramesOut--
 			p.stats.BytesOut -= uint64(len(it.frame.data))
 		}
@@ -59,7 +60,7 @@ func (f *fabric) startForward(p *port, target inventory.HostID, id inventory.Mig
 	p.leave.sequence = p.leave.first
 	p.mode, p.flushed, p.committed = ModeForwarding, map[inventory.HostID]bool{}, false
 	copies := append(again, p.backlog...)
-	p.backlog, p.again = nil, len(again)
+	p.backlog, p.bytes, p.again, p.uncopied = nil, 0, len(again), 0
 	for _, fr := range copies {
 		f.forward(p, fr)
 	}
@@ -88,9 +89,13 @@ func (f *fabric) forward(p *port, fr *frame) {
 	if l := f.links[p.leave.peer]; l != nil && l.up {
 		sent = l.forward(p, number, fr.retain())
 	}
-	if !p.committed && uint64(len(p.backlog)) == number-p.leave.first && len(p.backlog) < holdMax {
+	if !p.committed && uint64(len(p.backlog)) == number-p.leave.first && p.room(fr) {
 		p.backlog = append(p.backlog, fr)
+		p.bytes += fr.size()
 		return
+	}
+	if !p.committed {
+		p.uncopied++
 	}
 	fr.release()
 	if !sent {
@@ -120,6 +125,9 @@ func (f *fabric) resume(p *port, forwarding bool, now time.Time) error {
 	}
 	switch {
 	case p.mode == ModeNormal:
+		if forwarding {
+			p.rest(now)
+		}
 		return nil
 	case p.mode == ModeReserved, p.mode == ModeForwarding && !forwarding:
 		return fault.New(fault.Conflict, "port %s is %s, not held: abort or discard it", p.spec.ID, p.mode)
@@ -132,12 +140,26 @@ func (f *fabric) resume(p *port, forwarding bool, now time.Time) error {
 		fr.release()
 	}
 	p.hand(p.backlog[again:])
-	p.backlog, p.flushed, p.leave, p.again = nil, nil, passage{}, 0
+	p.stats.DropsOut += p.uncopied // the target had them, and will never run the guest
+	p.backlog, p.bytes, p.flushed, p.leave, p.again, p.uncopied = nil, 0, nil, passage{}, 0, 0
 	p.mode = ModeNormal
+	if forwarding {
+		p.rest(now)
+	}
 	if !p.mac.zero() {
 		p.seg.table[p.mac] = &entry{port: p, seen: now}
 	}
 	return nil
+}
+
+// rest ends a migration's hold on the guest's port at the source.
+func (p *port) rest(now time.Time) {
+	if p.moving {
+		p.moving, p.patient = false, now.Add(patience)
+	}
+	if p.io != nil {
+		p.io.recent.end()
+	}
 }
 
 // commit drops the copies. The port leaves when nothing more can come for it.

@@ -24,11 +24,18 @@ type port struct {
 	connected bool
 	keepUntil time.Time // without a client frames are kept until then
 
+	// A migration takes processor time from the guest that migrates, and an arrived one may be slow at first. Its queue may grow as the backlog
+	// may, from Track until patience after the end.
+	moving  bool
+	patient time.Time
+
 	// The switchover, see leave.go (source) and arrive.go (target).
 	moves     uint64                    // how often the guest's address has moved
 	backlog   []*frame                  // held: frames since Hold. forwarding: copies. reserved: forwarded frames
+	bytes     int                       // memory of the backlog
 	leave     passage                   // held and forwarding
 	again     int                       // forwarding: copies at the start that the own client was given before
+	uncopied  uint64                    // forwarding: frames behind the copies, for which there was no room
 	committed bool                      // forwarding: there are no copies any more
 	until     time.Time                 // forwarding, committed: when the port goes at the latest
 	flushed   map[inventory.HostID]bool // forwarding: origins whose frames the target has directly
@@ -118,7 +125,11 @@ func (p *port) send(fr *frame, now time.Time) {
 		p.stats.DropsOut++
 		return
 	}
-	if !p.out.push(item{kind: kindData, frame: fr}) {
+	extra := 0
+	if p.moving || now.Before(p.patient) {
+		extra = holdMax
+	}
+	if !p.out.pushBeyond(item{kind: kindData, frame: fr}, extra) {
 		p.stats.DropsOut++
 		return
 	}
@@ -126,15 +137,18 @@ func (p *port) send(fr *frame, now time.Time) {
 	p.stats.BytesOut += size
 }
 
-// keep appends a frame to the backlog, which is bounded, and reports whether there was room.
-func (p *port) keep(fr *frame) bool {
-	if len(p.backlog) >= holdMax {
+// room reports whether the backlog, which is bounded, can take the frame.
+func (p *port) room(fr *frame) bool { return len(p.backlog) < holdMax && p.bytes+fr.size() <= holdBytes }
+
+// keep appends a frame to the backlog, or drops it when there is no room.
+func (p *port) keep(fr *frame) {
+	if !p.room(fr) {
 		fr.release()
 		p.stats.DropsOut++
-		return false
+		return
 	}
 	p.backlog = append(p.backlog, fr)
-	return true
+	p.bytes += fr.size()
 }
 
 // hand queues the whole backlog for the client, in order and without a drop.
@@ -152,7 +166,7 @@ func (p *port) dropBacklog() {
 	for _, fr := range p.backlog {
 		fr.release()
 	}
-	p.backlog = nil
+	p.backlog, p.bytes = nil, 0
 }
 
 // openGate lets frames from the client pass.

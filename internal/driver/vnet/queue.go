@@ -2,13 +2,17 @@ package vnet
 
 import "sync"
 
-// The bounds of queues, in frames. A port that is behind drops, as any switch does: one stuck guest must not stop the
-// others. What a switchover piles up must not be dropped, so it has a bound of its own: 16,384 frames are 1.6 s at
-// 10,000 frames/s, and 24 MiB of full frames.
+// The bounds of queues. A port that is behind drops, as any switch does: one stuck guest must not stop the others.
+//
+// What a switchover piles up must not be dropped, so it has bounds of its own, in frames and in the memory that they take, of which
+// the nearer one counts. The longest pause after which a guest goes on is 7 s: a stream that stands still for 5 s (migrate's stallMax) is cut
+// within the next one, and QEMU gives up. holdMax is 13 s at 10,000 frames/s; holdBytes holds as many of up to 256 bytes, and
+// 32,768 frames of the usual MTU.
 const (
 	portQueueMax  = 1024
 	trunkQueueMax = 4096
-	holdMax       = 16384
+	holdMax       = 131072
+	holdBytes     = 64 << 20
 )
 
 // item is something to be sent: a frame, or a control message of the trunk protocol that may carry one.
@@ -28,6 +32,7 @@ type queue struct {
 	head  int
 	limit int // of frames pushed by push; grows by boost until the queue is empty
 	base  int
+	bytes int // memory of the frames that wait
 	busy  bool // the writer holds what it took and has not called done
 }
 
@@ -42,7 +47,8 @@ func (q *queue) push(it item) bool { return q.pushBeyond(it, 0) }
 // pushBeyond is push with a limit that is raised by extra.
 func (q *queue) pushBeyond(it item, extra int) bool {
 	q.mu.Lock()
-	if len(q.items)-q.head >= q.limit+extra {
+	n := len(q.items) - q.head
+	if n >= q.limit+extra || n >= q.base && q.bytes+it.frame.size() > holdBytes {
 		q.mu.Unlock()
 		it.frame.release()
 		return false
@@ -77,6 +83,9 @@ func (q *queue) append(it item) {
 		q.items, q.head = q.items[:n], 0
 	}
 	q.items = append(q.items, it)
+	if it.frame != nil {
+		q.bytes += it.frame.size()
+	}
 	select {
 	case q.wake <- struct{}{}:
 	default:
@@ -97,6 +106,9 @@ func (q *queue) take(buf []item, size int) []item {
 			break
 		}
 		buf = append(buf, *it)
+		if it.frame != nil {
+			q.bytes -= it.frame.size()
+		}
 		*it = item{}
 		q.head++
 	}
@@ -126,7 +138,7 @@ func (q *queue) drain() []item {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	items := q.items[q.head:]
-	q.items, q.head, q.limit = nil, 0, q.base
+	q.items, q.head, q.limit, q.bytes = nil, 0, q.base, 0
 	return items
 }
 

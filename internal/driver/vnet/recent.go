@@ -8,9 +8,13 @@ import (
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
-// recentMax is how many frames a tracked port remembers: more than QEMU can have in hand when its vCPUs stop, which is
-// its read buffer of 69 KB (QEMU 10.0, include/net/net.h, NET_BUFSIZE) and what the socket holds.
-const recentMax = 1024
+// What a tracked port remembers: more than can be on its way into QEMU when its vCPUs stop, which is one write of the switch (writeChunk), what the
+// socket holds (socketRoom) and QEMU's read buffer of 69 KB (QEMU 10.0, include/net/net.h, NET_BUFSIZE), 350 KB together; of frames of
+// 60 bytes, the shortest, those are 5,500.
+const (
+	recentMax   = 8192
+	recentBytes = 512 << 10
+)
 
 // Filter is what a guest's network card lets through besides its own address and broadcasts, as QEMU's query-rx-filter
 // tells. A frame that it drops never reaches the guest's receive ring.
@@ -27,7 +31,8 @@ type recent struct {
 	on     bool
 	accept func(*frame) bool
 	count  uint64
-	frames []*frame // the last recentMax, oldest first
+	frames []*frame // the last ones, oldest first
+	bytes  int      // of them
 }
 
 // begin starts a new count.
@@ -55,7 +60,7 @@ func (r *recent) clear() {
 	for _, fr := range r.frames {
 		fr.release()
 	}
-	r.frames, r.count = nil, 0
+	r.frames, r.bytes, r.count = nil, 0, 0
 }
 
 // note keeps a frame that is being written.
@@ -66,11 +71,15 @@ func (r *recent) note(fr *frame) {
 		return
 	}
 	r.count++
-	if len(r.frames) == recentMax {
-		r.frames[0].release()
-		r.frames = append(r.frames[:0], r.frames[1:]...)
-	}
 	r.frames = append(r.frames, fr.retain())
+	r.bytes += len(fr.data)
+	old := 0
+	for ; len(r.frames)-old > recentMax || r.bytes > recentBytes; old++ {
+		r.bytes -= len(r.frames[old].data)
+		r.frames[old].release()
+		r.frames[old] = nil
+	}
+	r.frames = r.frames[old:] // append makes room at the front again when it grows
 }
 
 // last returns references to the last n frames, or to as many as there are.
@@ -104,6 +113,7 @@ func (s *Switch) Track(ctx context.Context, id string, filter Filter) error {
 	if err := s.Hold(ctx, id, drainWait); err != nil {
 		return err
 	}
+	s.look(func() { p.moving = true })
 	p.io.recent.begin(p.mac, filter)
 	return nil
 }

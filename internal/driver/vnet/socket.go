@@ -23,6 +23,7 @@ import (
 const (
 	writeChunk    = 64 << 10 // bytes written at once: what Hold cannot call back
 	readBuffer    = 256 << 10
+	socketRoom    = 208 << 10   // bytes of the kernel's for what QEMU has not read, its overhead included: Linux' own default
 	batchMax      = 64          // frames handed to the fabric under one lock
 	socketPathMax = 107         // sockaddr_un without its final zero
 	drainWait     = time.Second // Hold's and Forward's bound on waiting for QEMU
@@ -109,6 +110,7 @@ func (k *socket) run(ctx context.Context) {
 			}
 			continue
 		}
+		_ = conn.SetWriteBuffer(socketRoom / 2) // the kernel doubles it; it refuses nothing
 		raw, err := conn.SyscallConn()
 		if err != nil {
 			_ = conn.Close() // it was closed already, there is no other reason
