@@ -104,10 +104,10 @@ func sockets(pid int, see func(*Wire) error) error {
 	return nil
 }
 
-// Carried returns the bytes that went over the connection, 0 for one that is no connected TCP socket.
+// Carried returns the bytes that went over the connection, 0 for one that is no TCP connection open both ways.
 func (w *Wire) Carried() uint64 {
 	info, err := unix.GetsockoptTCPInfo(w.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
+	if err != nil || info.State != unix.BPF_TCP_ESTABLISHED {
 		return 0
 	}
 	return max(info.Bytes_acked, info.Bytes_received)

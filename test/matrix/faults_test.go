@@ -34,11 +34,15 @@ var faults = map[string]fault{
 	"source QEMU stands 30s":  stands(sourceQEMU, 30*time.Second),
 	"target QEMU stands 30s":  stands(targetQEMU, 30*time.Second),
 	"stream cut": {theStream, func(t *trial) (func(context.Context) error, error) {
-		wire, err := lab.MemoryStream(t.pids[targetAgent])
+		near, err := lab.MemoryStream(t.pids[sourceAgent])
 		if err != nil {
 			return nil, err
 		}
-		return nil, wire.Cut()
+		far, err := lab.MemoryStream(t.pids[targetAgent])
+		if err != nil {
+			return nil, errors.Join(err, near.Close())
+		}
+		return nil, errors.Join(near.Cut(), far.Cut()) // in this order what is under way to the source is lost
 	}},
 	"stream stands 6s": {theStream, func(t *trial) (func(context.Context) error, error) {
 		var lifts []func() error
