@@ -85,12 +85,12 @@ split: setup ## RUNS runs of real clusters with faults, judged by a disk that se
 	@mkdir -p test/results
 	@go test -count=1 -timeout 3h -parallel $(or $(AT),4) -v -run TestNoTwoCopies ./test/split -runs $(RUNS) -seed $(or $(SEED),0) -keep $(CURDIR)/test/results/split.json
 
-# The last line is the matrix's own, so the test binary is run without go test. Only a run of all cells is kept.
+# The last line is the matrix's own, so the test binary is run without go test. A run of some of the cells (CELLS=30) is kept with KEEP=1 only.
 matrix: setup ## each fault in each phase of real migrations, held against what the hand-over's machines allow; kept in test/results/matrix.json
 	@mkdir -p test/results bin
 	@go test -c -o bin/matrix.test ./test/matrix
 	@cd test/matrix && ../../bin/matrix.test -test.run '^TestMatrix$$' -test.v -test.timeout 2h -cells $(or $(CELLS),0) -seed $(or $(SEED),0) \
-	  -at $(or $(AT),2) $(if $(CELLS),,-keep $(CURDIR)/test/results/matrix.json)
+	  -at $(or $(AT),2) $(if $(CELLS),$(if $(KEEP),-keep $(CURDIR)/test/results/matrix.json),-keep $(CURDIR)/test/results/matrix.json)
 
 # A find is minimized for a few tries only: go test may otherwise take the end of FUZZTIME in the middle of it for a failure.
 fuzz: ## each fuzz test for FUZZTIME
