@@ -129,11 +129,14 @@ func (t *trial) strike(ctx context.Context) (over time.Time, err error) {
 	if err := where.reach(ctx, t); err != nil {
 		return over, err
 	}
-	if ticks, err := uptime(t.running()); err == nil {
-		t.ticks = ticks
-	} else {
-		return over, fmt.Errorf("before the strike: %w", err)
+	ticks, err := uptime(t.running())
+	if _, over := t.find(where.host(t), where.over...); err != nil && over {
+		return time.Time{}, fmt.Errorf("%w: the phase was over before the strike: %w", errMissed, err)
 	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("before the strike: %w", err)
+	}
+	t.ticks = ticks
 	t.struck = time.Now()
 	end, err := what.strike(t)
 	if err != nil {
