@@ -163,6 +163,58 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
+// keptMin is how many cells a kept run has at least.
+const keptMin = 100
+
+// TestTheKeptRunIsWhole holds the kept run to have enough cells, all of the table as it is now and all held, by a build of a commit that anybody can make.
+func TestTheKeptRunIsWhole(t *testing.T) {
+	const path = "../results/matrix.json"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var k kept
+	if err := json.Unmarshal(text, &k); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	if k.Commit == "" || strings.HasSuffix(k.Commit, "-dirty") {
+		t.Errorf("it was run by a build of %q, which nobody can make again", k.Commit)
+	}
+	all, err := readTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := map[string]result{}
+	for _, r := range k.Cells {
+		ran[r.Phase+", "+r.Fault] = r
+	}
+	if len(ran) != len(k.Cells) {
+		t.Errorf("%d cells were run more than once", len(k.Cells)-len(ran))
+	}
+	if len(ran) < keptMin {
+		t.Errorf("it has %d cells, and should have %d at least", len(ran), keptMin)
+	}
+	for _, c := range all {
+		r, ok := ran[c.String()]
+		delete(ran, c.String())
+		switch {
+		case !ok: // a run of some of the cells
+		case !r.Held || len(r.Problems) > 0:
+			t.Errorf("%s: was not held: %.300s", c, strings.Join(r.Problems, "; "))
+		case !slices.Contains(c.allowed, r.Outcome):
+			t.Errorf("%s: came to %q, and the table allows %q", c, r.Outcome, c.allowed)
+		case r.Settled > c.bound.Seconds():
+			t.Errorf("%s: settled after %vs, and its bound is %v", c, r.Settled, c.bound)
+		}
+	}
+	for name := range ran {
+		t.Errorf("%s: is not in the table", name)
+	}
+	if t.Failed() {
+		t.Log("keep it anew: make matrix")
+	}
+}
+
 // work runs cells on a cluster of its own; one that a cell broke is replaced.
 func work(t *testing.T, todo <-chan cell, done func(result)) {
 	t.Helper()
