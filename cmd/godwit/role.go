@@ -28,7 +28,7 @@ import (
 // The roles' shares of memory: the garbage collector works harder before a role takes more (runtime/debug.SetMemoryLimit).
 const (
 	agentMemory  = 24 << 20
-	switchMemory = 24 << 20
+	switchMemory = 120 << 20 // as a rule 24 MiB; at the limit it must not be late with what it keeps for a guest that stands
 	storeMemory  = 48 << 20
 	wardenMemory = 24 << 20
 )
@@ -123,6 +123,7 @@ func runSwitch(ctx context.Context, c *hostConfig, r roleRun) error {
 	if err != nil {
 		return err
 	}
+	warden.Hurry()
 	r.line.Starting("restores ports and networks")
 	all, ctx := errgroup.WithContext(ctx)
 	ended := make(chan struct{})

@@ -37,6 +37,7 @@ type fabric struct {
 	links    map[inventory.HostID]*link
 	swept    time.Time
 	gone     []*port // removed under the lock, left is due
+	burst    bool    // what is routed now was kept by a switchover
 }
 
 // segment is one network on this switch.
@@ -229,7 +230,7 @@ func (f *fabric) deliver(p *port, origin inventory.HostID, fr *frame, now time.T
 func (f *fabric) accept(p *port, fr *frame, now time.Time) {
 	switch p.mode {
 	case ModeNormal:
-		p.send(fr, now)
+		p.send(fr, f.burst, now)
 	case ModeHeld, ModeReserved:
 		p.keep(fr)
 	case ModeForwarding:

@@ -153,6 +153,8 @@ func (s *segment) park(l *link, fr *frame) bool {
 func (f *fabric) unpark(seg *segment, mv *moved, now time.Time) {
 	l, frames := mv.via, mv.parked
 	mv.via, mv.parked, mv.parkUntil = nil, nil, time.Time{}
+	f.burst = true
+	defer func() { f.burst = false }()
 	for _, fr := range frames {
 		seg.learn(fr.source(), nil, l, now)
 		f.route(seg, l.host, nil, l, fr, now)

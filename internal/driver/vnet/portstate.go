@@ -103,7 +103,10 @@ func (f *fabric) removePort(p *port) {
 	}
 	delete(p.seg.ports, p)
 	delete(f.ports, p.spec.ID)
-	p.stats.DropsOut += uint64(len(p.backlog) + p.out.len()) // a committed port has no copies left: what is here goes nowhere else
+	p.stats.DropsOut += uint64(p.out.len())
+	if p.mode != ModeReserved { // what it was sent the source has, too
+		p.stats.DropsOut += uint64(len(p.backlog))
+	}
 	p.seg.dropsIn += p.stats.DropsIn
 	p.seg.dropsOut += p.stats.DropsOut
 	p.dropBacklog()
@@ -117,8 +120,8 @@ func (f *fabric) removePort(p *port) {
 	f.gone = append(f.gone, p)
 }
 
-// send queues a frame for the client.
-func (p *port) send(fr *frame, now time.Time) {
+// send queues a frame for the client. A burst is of frames that a switchover has kept and that come all at once.
+func (p *port) send(fr *frame, burst bool, now time.Time) {
 	size := uint64(len(fr.data))
 	if !p.connected && now.After(p.keepUntil) {
 		fr.release()
@@ -126,7 +129,7 @@ func (p *port) send(fr *frame, now time.Time) {
 		return
 	}
 	extra := 0
-	if p.moving || now.Before(p.patient) {
+	if p.moving || burst || now.Before(p.patient) {
 		extra = holdMax
 	}
 	if !p.out.pushBeyond(item{kind: kindData, frame: fr}, extra) {
@@ -138,7 +141,9 @@ func (p *port) send(fr *frame, now time.Time) {
 }
 
 // room reports whether the backlog, which is bounded, can take the frame.
-func (p *port) room(fr *frame) bool { return len(p.backlog) < holdMax && p.bytes+fr.size() <= holdBytes }
+func (p *port) room(fr *frame) bool {
+	return len(p.backlog) < holdMax && p.bytes+fr.size() <= holdBytes
+}
 
 // keep appends a frame to the backlog, or drops it when there is no room.
 func (p *port) keep(fr *frame) {

@@ -8,12 +8,13 @@ import (
 	"github.com/godwit-vm/godwit/internal/fault"
 )
 
-// What a tracked port remembers: more than can be on its way into QEMU when its vCPUs stop, which is one write of the switch (writeChunk), what the
-// socket holds (socketRoom) and QEMU's read buffer of 69 KB (QEMU 10.0, include/net/net.h, NET_BUFSIZE), 350 KB together; of frames of
-// 60 bytes, the shortest, those are 5,500.
+// What a tracked port remembers, in frames and in the memory that they take. On their way into QEMU can be one write of the switch (writeChunk), what the
+// socket holds (socketRoom), QEMU's read buffer of 69 KB (QEMU 10.0, include/net/net.h, NET_BUFSIZE), 350 KB together, or 5,500 frames of 60 bytes; and
+// what QEMU keeps for a guest that takes frames slower than they come, which has no bound: each frame that the guest takes lets QEMU
+// read on (net/stream.c, net_stream_send_completed).
 const (
-	recentMax   = 8192
-	recentBytes = 512 << 10
+	recentMax   = 16384
+	recentBytes = 16 << 20
 )
 
 // Filter is what a guest's network card lets through besides its own address and broadcasts, as QEMU's query-rx-filter
@@ -72,10 +73,10 @@ func (r *recent) note(fr *frame) {
 	}
 	r.count++
 	r.frames = append(r.frames, fr.retain())
-	r.bytes += len(fr.data)
+	r.bytes += fr.size()
 	old := 0
 	for ; len(r.frames)-old > recentMax || r.bytes > recentBytes; old++ {
-		r.bytes -= len(r.frames[old].data)
+		r.bytes -= r.frames[old].size()
 		r.frames[old].release()
 		r.frames[old] = nil
 	}

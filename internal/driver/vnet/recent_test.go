@@ -64,7 +64,7 @@ func TestTrackRemembersTheLastOnly(t *testing.T) {
 		t.Fatalf("counted %d", n)
 	}
 	got := r.last(1 << 20)
-	if len(got) != recentMax || got[0].data[17] != 10 {
+	if len(got) != recentMax || got[0].data[17] != 10 { // the number, modulo 256
 		t.Fatalf("%d frames from number %d on, want the last %d", len(got), got[0].data[17], recentMax)
 	}
 	for _, f := range got {
