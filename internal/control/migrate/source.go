@@ -70,6 +70,7 @@ type Source struct {
 	held     bool       // the switch ports are held
 	rings    []ring     // of the guest's cards, in the order of Ports
 	vcpusOff bool       // the guest has stopped: only the end of the migration opens the ports
+	full     int        // follow's: how often the guest had not taken all that was written to it by the time of its stop
 
 	writing sync.Mutex // held over writes of the status to the store, so that no older one overtakes
 

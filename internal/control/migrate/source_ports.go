@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
 	"github.com/godwit-vm/godwit/internal/driver/vnet"
+	"github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
 	"github.com/godwit-vm/godwit/internal/policy/converge"
 )
@@ -29,16 +31,36 @@ const drainMax = 20 * time.Millisecond
 // may need longer, and a port that is not held cannot forward.
 const holdMax = 500 * time.Millisecond
 
+// The waits for what QEMU has read to reach the guest, while the ports are held. QEMU keeps any number of frames for a guest that takes them slower than
+// they come; as long as it takes some, it is waited for.
+const (
+	settleQuiet = 500 * time.Millisecond // without a frame taken: there is none, or the guest does not run
+	settleMax   = 2 * time.Second
+	settlePoll  = 2 * time.Millisecond
+)
+
+// limitLag is how long QEMU may go by the downtime limit before the one that it was given last: it computes with it every 100 ms, between two portions
+// that take up to 50 ms each on a machine that is not busy.
+const limitLag = 500 * time.Millisecond
+
+// trackTries and emptyTries bound how often it is waited for frames to reach a guest that takes them slowly: when the count begins, and
+// before the stop. After them it goes on without.
+const (
+	trackTries = 3
+	emptyTries = 3
+)
+
 // follow polls the copy, publishes its progress, lets QEMU take a longer pause when a short one does not do, and holds the switch ports
-// shortly before the guest stops: QEMU loses frames that it reads once its vCPUs stand (net/net.c, qemu_can_send_packet), so from a little
-// earlier on none may reach it.
+// shortly before the guest stops: QEMU loses frames that it has in hand when its vCPUs stop (net/net.c, net_vm_change_state_handler), so by then
+// all must have reached the guest. QEMU is therefore given a downtime limit that lets it stop the guest only when that is so.
 func (s *Source) follow(ctx context.Context) {
 	track := Track(s.Migration.Spec)
 	allowed := track.Downtime()
+	stops := !s.counted() // QEMU has that limit, and not none
 	var warming sync.WaitGroup
 	defer warming.Wait()
 	began := time.Now()
-	var shown time.Time
+	var shown, unhold time.Time
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
@@ -56,17 +78,29 @@ func (s *Source) follow(ctx context.Context) {
 				shown = time.Now()
 				s.set(func(st *inventory.MigrationStatus) { st.Progress = advice.Progress })
 			}
-			if advice.Downtime > allowed {
-				allowed = s.allow(ctx, allowed, advice.Downtime)
-			}
+			longer := advice.Downtime > allowed
+			allowed = advice.Downtime
 			switch advice.Port {
 			case converge.Hold:
+				unhold = time.Time{}
 				warming.Go(func() { s.warm(ctx) })
 				s.holdPorts(ctx, false)
+				stops, longer = s.emptied(ctx) || stops, true
 			case converge.Unhold:
-				s.unholdPorts(ctx)
+				if s.counted() {
+					stops = false
+					s.limitPause(ctx, qmp.DowntimeNone)
+				}
+				unhold = time.Now().Add(limitLag)
 			case converge.Leave:
 			}
+			if stops && longer {
+				s.limitPause(ctx, allowed)
+			}
+		}
+		if !unhold.IsZero() && !time.Now().Before(unhold) {
+			unhold = time.Time{}
+			s.unholdPorts(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -95,16 +129,6 @@ func (s *Source) standing() bool {
 	return s.vcpusOff
 }
 
-// allow lets QEMU take a pause of up to limit, and returns what it may take now: the next sample tries again.
-func (s *Source) allow(ctx context.Context, before, limit time.Duration) time.Duration {
-	within, done := context.WithTimeout(ctx, callTimeout)
-	defer done()
-	if err := s.Process.QMP().SetMigrationParameters(within, qmp.MigrationParameters{DowntimeMax: limit}); err != nil {
-		return before
-	}
-	return limit
-}
-
 // ring is where a card's receive ring stood when its port began to be tracked, and what the switch had written for it when it was held.
 type ring struct {
 	known   bool
@@ -124,25 +148,138 @@ func (s *Source) trackPorts(ctx context.Context) {
 			if err != nil {
 				return err
 			}
-			within, done := context.WithTimeout(ctx, drainMax)
-			defer done()
-			err = s.Switch.Track(within, port.ID, vnet.Filter(filter))
+			for range trackTries {
+				rings[i], err = s.track(ctx, port, vnet.Filter(filter))
+				if err == nil || ctx.Err() != nil || errors.Is(err, ErrNotCounted) {
+					break
+				}
+			}
 			if errors.Is(err, ErrNotCounted) {
 				return nil
 			}
-			if err == nil {
-				rings[i].used, err = conn.QueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
-			}
-			rings[i].known = err == nil
-			return errors.Join(err, s.Switch.Unhold(ctx, port.ID))
+			return err
 		}()
 		if err != nil {
 			s.Log.LogAttrs(ctx, slog.LevelWarn, "port not tracked", slog.String("port", port.ID), slog.Any("err", err))
 		}
 	}
 	s.ports.Lock()
-	defer s.ports.Unlock()
 	s.rings = rings
+	s.ports.Unlock()
+	if s.counted() {
+		s.limitPause(ctx, qmp.DowntimeNone)
+	}
+}
+
+// counted reports whether frames of any card are counted. A guest of which none are may stop at any time.
+func (s *Source) counted() bool {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	return slices.ContainsFunc(s.rings, func(r ring) bool { return r.known })
+}
+
+// track begins to count on one port. What was written before must all have reached the guest by then, or it would be counted as if it were later.
+func (s *Source) track(ctx context.Context, port Port, filter vnet.Filter) (ring, error) {
+	within, done := context.WithTimeout(ctx, settleMax)
+	defer done()
+	err := s.Switch.Track(within, port.ID, filter)
+	if errors.Is(err, ErrNotCounted) {
+		return ring{}, err
+	}
+	var r ring
+	if err == nil {
+		r.used, err = s.settled(within, port)
+		var status qmp.Status
+		if err == nil {
+			status, err = s.Process.QMP().Status(within)
+		}
+		if err == nil && !status.Running {
+			err = errStands
+		}
+		r.known = err == nil
+	}
+	return r, errors.Join(err, s.Switch.Unhold(ctx, port.ID))
+}
+
+// settled returns how many frames have reached the guest on a held port whose QEMU has read all, once it keeps none back. A ring of which QEMU
+// knows no room counts as settled when nothing happened on it for settleQuiet.
+func (s *Source) settled(ctx context.Context, port Port) (uint16, error) {
+	tick := time.NewTicker(settlePoll)
+	defer tick.Stop()
+	var last uint16
+	var since time.Time
+	for {
+		q, err := s.Process.QMP().Queue(ctx, qemu.NICBackend(port.NIC), 0)
+		if err != nil || q.Room {
+			return q.Used, err
+		}
+		if now := time.Now(); since.IsZero() || q.Used != last {
+			last, since = q.Used, now
+		} else if now.Sub(since) > settleQuiet {
+			return q.Used, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fault.New(fault.Unavailable, "port %s: its guest takes frames too slowly", port.ID)
+		case <-tick.C:
+		}
+	}
+}
+
+var errStands = errors.New("the guest stands")
+
+// emptied reports whether QEMU may stop the guest, since all that was written before the hold has reached it. A guest that takes its frames too slowly
+// goes on for now, but no more than emptyTries times.
+func (s *Source) emptied(ctx context.Context) bool {
+	for i, port := range s.Ports {
+		err := s.empty(ctx, i, port)
+		if err == nil {
+			continue
+		}
+		s.Log.LogAttrs(ctx, slog.LevelInfo, "frames are on their way to the guest", slog.String("port", port.ID), slog.Any("err", err))
+		if s.full++; s.full <= emptyTries && !errors.Is(err, errStands) {
+			s.unholdPorts(ctx)
+			return false
+		}
+	}
+	return true
+}
+
+// empty waits until all that was written to a held port has reached the guest, and corrects the count by it.
+func (s *Source) empty(ctx context.Context, i int, port Port) error {
+	s.ports.Lock()
+	defer s.ports.Unlock()
+	if i >= len(s.rings) || !s.rings[i].known {
+		return nil
+	}
+	within, done := context.WithTimeout(ctx, settleMax)
+	defer done()
+	if err := s.Switch.Hold(within, port.ID, settleMax/2); err != nil { // held already: this is the wait for QEMU to read
+		return err
+	}
+	used, err := s.settled(within, port)
+	if err != nil {
+		return err
+	}
+	// A QEMU whose vCPUs stand keeps every frame back, whatever room there is.
+	if status, err := s.Process.QMP().Status(within); err != nil || !status.Running {
+		return errors.Join(err, errStands)
+	}
+	written, err := s.Switch.Tracked(within, port.ID)
+	if err == nil {
+		s.rings[i].used = used - uint16(written) //nolint:gosec // modulo 65536 is meant
+		s.rings[i].written, s.rings[i].held = written, true
+	}
+	return err
+}
+
+// limitPause tells QEMU at which predicted pause it may stop the guest.
+func (s *Source) limitPause(ctx context.Context, limit time.Duration) {
+	within, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	if err := s.Process.QMP().SetMigrationParameters(within, qmp.MigrationParameters{DowntimeMax: limit}); err != nil && ctx.Err() == nil {
+		s.Log.LogAttrs(ctx, slog.LevelWarn, "downtime limit not set", slog.Any("err", err)) // with the next round or hold again
+	}
 }
 
 // askRings asks QEMU how far the guest's receive rings are, for unseen. The guest must be stopped; a QEMU that sends its last pages answers nothing,
@@ -153,7 +290,7 @@ func (s *Source) askRings(ctx context.Context) []*qmp.Sent {
 	asked := make([]*qmp.Sent, len(s.Ports))
 	for i, port := range s.Ports {
 		if i < len(s.rings) && s.rings[i].known {
-			asked[i] = s.Process.QMP().SendQueueUsed(ctx, qemu.NICBackend(port.NIC), 0)
+			asked[i] = s.Process.QMP().SendQueue(ctx, qemu.NICBackend(port.NIC), 0)
 		}
 	}
 	return asked
@@ -165,7 +302,7 @@ func (s *Source) unseen(ctx context.Context, i int, port Port, asked *qmp.Sent) 
 	if asked == nil {
 		return 0
 	}
-	used, err := qmp.Used(ctx, asked)
+	q, err := qmp.Queued(ctx, asked)
 	if err != nil {
 		return 0
 	}
@@ -178,11 +315,14 @@ func (s *Source) unseen(ctx context.Context, i int, port Port, asked *qmp.Sent) 
 	written := s.rings[i].written
 	// Both counters only differ by what is on the way, so 16 bits are enough. A guest that reset its card meanwhile makes
 	// nonsense of it.
-	missing := int(int16(uint16(written) - (used - s.rings[i].used))) //nolint:gosec // modulo 65536 is meant
-	if missing <= 0 || missing > unseenMax {
+	missing := int(int16(uint16(written) - (q.Used - s.rings[i].used))) //nolint:gosec // modulo 65536 is meant
+	if missing == 0 {
 		return 0
 	}
 	s.Log.LogAttrs(ctx, slog.LevelInfo, "frames did not reach the stopped guest", slog.String("port", port.ID), slog.Int("frames", missing))
+	if missing < 0 || missing > unseenMax {
+		return 0
+	}
 	return missing
 }
 
@@ -195,8 +335,8 @@ func (s *Source) count(ctx context.Context, i int) {
 	s.rings[i].written, s.rings[i].held = written, err == nil
 }
 
-// unseenMax bounds the frames that can be on the way into one QEMU: its read buffer and its socket hold fewer.
-const unseenMax = 1024
+// unseenMax bounds the frames that can be on the way into one QEMU, as the switch does that remembers them (vnet, recentMax).
+const unseenMax = 16384
 
 // holdPorts keeps frames from the guest. Stopped says that the vCPUs stand: nothing opens the ports then but the end of the
 // migration.

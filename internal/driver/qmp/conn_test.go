@@ -116,7 +116,7 @@ func TestAnswersFindTheirCallsInAnyOrder(t *testing.T) {
 func TestCommandsGoOutInTheOrderOfTheirSendsBeforeAnyAnswer(t *testing.T) {
 	story(t, func(t *testing.T) {
 		conn, s := dial(t)
-		used := conn.SendQueueUsed(t.Context(), "/machine/nic0", 0)
+		used := conn.SendQueue(t.Context(), "/machine/nic0", 0)
 		goOn := conn.SendMigrateContinue(t.Context())
 		a, b := s.hear(), s.hear() // nothing was answered yet
 		if a.Execute != qmp.QueueStatusCommand || b.Execute != "migrate-continue" {
@@ -124,8 +124,8 @@ func TestCommandsGoOutInTheOrderOfTheirSendsBeforeAnyAnswer(t *testing.T) {
 		}
 		s.say(`{"error": {"class": "GenericError", "desc": "not now"}, "id": %d}`, b.ID)
 		s.say(`{"return": {"used-idx": 7}, "id": %d}`, a.ID)
-		if n, err := qmp.Used(t.Context(), used); n != 7 || err != nil {
-			t.Errorf("got %d, %v", n, err)
+		if q, err := qmp.Queued(t.Context(), used); q.Used != 7 || q.Room || err != nil {
+			t.Errorf("got %+v, %v", q, err)
 		}
 		if err := goOn.Wait(t.Context(), nil); err == nil || err.Error() != "qmp migrate-continue: not now" {
 			t.Errorf("got %v", err)

@@ -32,28 +32,38 @@ func (c *Conn) RxFilter(ctx context.Context, device string) (RxFilter, error) {
 	}, nil
 }
 
-// QueueUsed returns how many buffers of a virtio device's queue QEMU has given back to the guest, modulo 65536: for the receive
-// queue 0 of a virtio-net device, one for each frame that reached the guest (virtio 1.2, 2.7.8; a frame takes one buffer, as
-// no frame is longer than one). The path is that of the device's virtio backend in the object tree.
-//
-// QEMU names the command x-query-virtio-queue-status and promises it for debugging only, so ask Commands for it first.
-func (c *Conn) QueueUsed(ctx context.Context, path string, queue int) (uint16, error) {
-	return Used(ctx, c.SendQueueUsed(ctx, path, queue))
+// Queue is how far a virtio device's queue is.
+type Queue struct {
+	// Used is how many buffers QEMU has given back to the guest, modulo 65536: for the receive queue 0 of a virtio-net device, one for each frame
+	// that reached the guest (virtio 1.2, 2.7.8; a frame takes one buffer, as no frame is longer than one).
+	Used uint16
+	// Room says that QEMU knows of a buffer that it has not used: it keeps no frame back for want of one. It may know of none while there are some,
+	// as it only looks when it has a frame.
+	Room bool
 }
 
-// SendQueueUsed asks what QueueUsed does, and leaves the answer to Used.
-func (c *Conn) SendQueueUsed(ctx context.Context, path string, queue int) *Sent {
+// Queue asks for a queue of the device whose virtio backend has that path in the object tree.
+//
+// QEMU names the command x-query-virtio-queue-status and promises it for debugging only, so ask Commands for it first.
+func (c *Conn) Queue(ctx context.Context, path string, queue int) (Queue, error) {
+	return Queued(ctx, c.SendQueue(ctx, path, queue))
+}
+
+// SendQueue asks what Queue does, and leaves the answer to Queued.
+func (c *Conn) SendQueue(ctx context.Context, path string, queue int) *Sent {
 	return c.Send(ctx, QueueStatusCommand, map[string]any{"path": path, "queue": queue})
 }
 
-// Used waits for the answer to SendQueueUsed.
-func Used(ctx context.Context, asked *Sent) (uint16, error) {
+// Queued waits for the answer to SendQueue.
+func Queued(ctx context.Context, asked *Sent) (Queue, error) {
 	var status struct {
-		UsedIndex uint16 `json:"used-idx"`
+		Used   uint16 `json:"used-idx"`
+		Last   uint16 `json:"last-avail-idx"`
+		Shadow uint16 `json:"shadow-avail-idx"`
 	}
 	err := asked.Wait(ctx, &status)
-	return status.UsedIndex, err
+	return Queue{Used: status.Used, Room: status.Shadow != status.Last}, err
 }
 
-// QueueStatusCommand is the command that QueueUsed needs (QEMU 7.2 on).
+// QueueStatusCommand is the command that Queue needs (QEMU 7.2 on).
 const QueueStatusCommand = "x-query-virtio-queue-status"

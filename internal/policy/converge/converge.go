@@ -21,10 +21,11 @@ import (
 const PageSize = 4 * inventory.KiB
 
 // The times of the advice on the ports. Frames that reach QEMU once its vCPUs have stopped are lost with it, so the ports are
-// held a little before; a guest whose frames are held without need sees a delay of HoldMax at most.
+// held a little before; a guest whose frames are held without need sees a delay of HoldMax at most. QEMU looks at its downtime limit
+// every 100 ms only (migration_update_counters), and is told to stop the guest only when the ports are held.
 const (
 	Lead      = 40 * time.Millisecond  // how long before the predicted stop to hold: a poll of 10 to 20 ms and the way to the switch
-	HoldMax   = 150 * time.Millisecond // a hold longer than that was wrong
+	HoldMax   = 400 * time.Millisecond // a hold longer than that was wrong
 	HoldPause = 300 * time.Millisecond // between a hold that lasted HoldMax and the next one
 )
 
