@@ -17,7 +17,7 @@ FIRST ?= 1
 export CGO_ENABLED = 0
 export GOFLAGS := $(GOFLAGS) -trimpath
 
-.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim split matrix fuzz generate clean
+.PHONY: sim-record sim-calm explore defects help setup build man check test demo imagetest bench sim split matrix packets packets-bridge fuzz generate clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -91,6 +91,16 @@ matrix: setup ## each fault in each phase of real migrations, held against what 
 	@go test -c -o bin/matrix.test ./test/matrix
 	@cd test/matrix && ../../bin/matrix.test -test.run '^TestMatrix$$' -test.v -test.timeout 2h -cells $(or $(CELLS),0) -seed $(or $(SEED),0) \
 	  -at $(or $(AT),2) $(if $(CELLS),$(if $(KEEP),-keep $(CURDIR)/test/results/matrix.json),-keep $(CURDIR)/test/results/matrix.json)
+
+PACKETS = go test -count=1 -timeout 30m -v -run TestNoPacketIsLost ./test/packets -migrations $(or $(MIGRATIONS),20) -aborts $(or $(ABORTS),10) -rate $(or $(RATE),10000)
+
+packets: setup ## 20 migrations and 10 aborted ones, 10,000 packets a second each way, none lost; kept in test/results/packets.json
+	@mkdir -p test/results
+	@$(PACKETS) -keep $(CURDIR)/test/results/packets.json
+
+packets-bridge: setup ## the same on the bridge driver, measured only; kept in test/results/packets-bridge.json
+	@mkdir -p test/results
+	@$(PACKETS) -bridge -keep $(CURDIR)/test/results/packets-bridge.json
 
 # A find is minimized for a few tries only: go test may otherwise take the end of FUZZTIME in the middle of it for a failure.
 fuzz: ## each fuzz test for FUZZTIME

@@ -19,7 +19,6 @@ type Packets struct {
 
 	// What the guest itself dropped, by its kernel's counters since its start.
 	SocketDrops uint64 `json:"socket_drops"` // received for a socket without room
-	SendDrops   uint64 `json:"send_drops"`   // sent without room
 	CardDrops   uint64 `json:"card_drops"`   // of the card: received, sent, and errors
 
 	Holes []stream.Hole `json:"holes,omitempty"`

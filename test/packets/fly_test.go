@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"syscall"
 	"time"
 
@@ -79,12 +78,6 @@ func cutStream(c *course, _, target *lab.Host, _ string) (func() error, error) {
 func (c *course) fly(migrations, aborts int) {
 	here, there := c.cluster.Hosts[0], c.cluster.Hosts[1]
 	began, sent, sentBy := time.Now(), c.sent(), c.sentByGuest()
-	if wait := os.Getenv("CALM"); wait != "" {
-		d, _ := time.ParseDuration(wait)
-		time.Sleep(d)
-		c.t.Logf("calm: %d %d in %v", c.sent()-sent, c.sentByGuest()-sentBy, time.Since(began))
-		began, sent, sentBy = time.Now(), c.sent(), c.sentByGuest()
-	}
 	for i, struck := 0, 0; i < migrations || struck < aborts; {
 		if struck*max(migrations, 1) <= i*aborts && struck < aborts {
 			c.abort(here, there, blows[struck%len(blows)])
@@ -264,7 +257,7 @@ func (c *course) land() {
 	r.ToGuest = wayOf(sent, tallyOf(p))
 	r.ToGuest.PerSec, r.FromGuest.PerSec = perSec[0], perSec[1]
 	r.Drops = c.drops()
-	for place, n := range map[string]uint64{"guest: socket": p.SocketDrops, "guest: sending": p.SendDrops, "guest: card": p.CardDrops} {
+	for place, n := range map[string]uint64{"guest: socket": p.SocketDrops, "guest: card": p.CardDrops} {
 		if n > 0 {
 			r.Drops[place] = n
 		}

@@ -28,6 +28,7 @@ type result struct {
 	Commit  string            `json:"commit"`
 	Command string            `json:"command"`
 	Load    string            `json:"load,omitempty"` // of the machine before and after
+	Nice    int               `json:"nice"`           // of every process of the run
 }
 
 // event is a migration as it went.
