@@ -91,6 +91,7 @@ type Track struct {
 	last    Sample
 	rounds  int           // the most that were seen
 	passAt  time.Duration // when this round was first seen
+	most    [2]float64    // bytes left, the most that was seen in the round before and in this one
 	sent    meter         // of Transferred: what the link carries
 	drained meter         // of Remaining, upside down, within one pass: zero pages cost nothing on the link
 	holding bool          // the last advice on the ports was Hold
@@ -112,6 +113,11 @@ func (t Track) Step(s Sample) (Track, Advice) {
 	}
 	t.sent = t.sent.step(s.At, float64(s.Transferred))
 	t.drained = t.drained.step(s.At, -float64(s.Remaining))
+	left := float64(s.Remaining)
+	if t.started && s.Passes != t.last.Passes {
+		t.most = [2]float64{t.most[1], left}
+	}
+	t.most[1] = max(t.most[1], left)
 	t.started, t.last, t.rounds = true, s, max(t.rounds, s.Passes)
 
 	eta := t.eta()
@@ -152,8 +158,11 @@ func (t Track) eta() time.Duration {
 	if r, ok := t.drained.rate(); ok && r > 0 {
 		fall = r
 	}
-	rest := max(0, float64(t.last.Remaining)-send*t.downtime().Seconds())
-	seconds := rest / fall
+	fits := send * t.downtime().Seconds()
+	seconds := max(0, float64(t.last.Remaining)-fits) / fall
+	if t.rounds > 2 && max(t.most[0], t.most[1]) <= fits {
+		return 0 // however often the guest writes them, what is left are few pages: QEMU stops it as soon as it may
+	}
 	if t.last.Passes > 1 { // in the first round QEMU does not know yet how fast the guest writes
 		share := t.dirty() / send
 		if share >= 1 {

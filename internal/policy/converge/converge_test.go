@@ -190,6 +190,29 @@ func TestAGuestThatWritesFasterThanTheLinkHasNoETA(t *testing.T) {
 	}
 }
 
+// A guest writes the same few pages faster than the link carries them. They fit into the pause that it is allowed, so it ends, though QEMU gets its
+// limit only while the ports are held.
+func TestAGuestThatWritesFewPagesFastEndsUnderAHold(t *testing.T) {
+	for _, set := range []float64{1, 4} { // MiB; 5 fit
+		g := guest{send: 50 * mib, dirty: 80 * mib, set: set * mib, downtime: 100 * time.Millisecond}
+		track := New(Config{Downtime: g.downtime})
+		g.passes, g.remaining = 1, 512*mib
+		held := false
+		for g.at < time.Minute && !g.stopped {
+			var a Advice
+			track, a = track.Step(g.sample())
+			held = a.Port == Hold || held && a.Port != Unhold
+			if g.downtime = 0; held {
+				g.downtime = a.Downtime
+			}
+			g.step()
+		}
+		if !g.stopped || !held {
+			t.Errorf("%.0f MiB: stopped %v, held %v after %v", set, g.stopped, held, g.at)
+		}
+	}
+}
+
 func TestZeroPagesDoNotMakeTheEndLookFar(t *testing.T) {
 	// 448 of 512 MiB are zero pages: they leave Remaining at once and hardly reach the link.
 	track := New(Config{Downtime: DowntimeDefault})

@@ -219,7 +219,7 @@ func (l *lab) calm(w world) bool {
 	switch l.sourceOf(w).State {
 	case SourceAborting, SourceKeeping, SourceResuming, SourceWithdrawing, SourceDropped, SourceEnding, SourceAdopted:
 		return false
-	case SourceCopying, SourceGate, SourceSwitching, SourceDone, SourceReleased, SourceMoved, SourceOver:
+	case SourceCopying, SourceGate, SourceSwitching, SourceDone, SourceReleased, SourceMoved, SourceOver, SourceSwitched, SourceServing:
 	}
 	return w.bQEMU != gone || l.targetOf(w).State == TargetPreparing
 }
