@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	godwitv1 "github.com/godwit-vm/godwit/api/godwit/v1"
@@ -139,6 +140,9 @@ func (t *trial) strike(ctx context.Context) (over time.Time, err error) {
 	t.ticks = ticks
 	t.struck = time.Now()
 	end, err := what.strike(t)
+	if errors.Is(err, syscall.ENOTCONN) {
+		return over, fmt.Errorf("%w: the stream was closed before it was cut", errMissed)
+	}
 	if err != nil {
 		return over, fmt.Errorf("strike: %w", err)
 	}
