@@ -33,7 +33,7 @@ const (
 )
 
 // missesMax is how often the strike at a cell may come too late.
-const missesMax = 5
+const missesMax = 15
 
 // godwit is Godwit as these tests built it from the commit, without the race detector: that would be another machine's speed.
 var godwit, commit string

@@ -140,8 +140,8 @@ func (t *trial) strike(ctx context.Context) (over time.Time, err error) {
 	t.ticks = ticks
 	t.struck = time.Now()
 	end, err := what.strike(t)
-	if errors.Is(err, syscall.ENOTCONN) {
-		return over, fmt.Errorf("%w: the stream was closed before it was cut", errMissed)
+	if errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ESRCH) {
+		return over, fmt.Errorf("%w: what was to be struck was gone: %w", errMissed, err)
 	}
 	if err != nil {
 		return over, fmt.Errorf("strike: %w", err)
