@@ -65,7 +65,7 @@ task; "godwit task cancel" ends it, and the VM runs on where it was.`,
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only say what stands against it")
 	cmd.Flags().BoolVar(&detached, "detach", false, "do not wait for the end")
 	cmd.Flags().StringVar(&bandwidth, "bandwidth", "", "limit of the memory stream per second, like 100M; empty: none")
-	cmd.Flags().DurationVar(&downtime, "downtime-max", 0, "predicted pause at which the switchover begins; 0: the default")
+	cmd.Flags().DurationVar(&downtime, "downtime-max", 0, "longest predicted pause at which the switchover may begin; less is tried first; 0: 100ms")
 	return cmd
 }
 

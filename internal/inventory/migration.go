@@ -20,7 +20,7 @@ type MigrationSpec struct {
 	Source      HostID
 	Target      HostID
 	Bandwidth   BytesPerSecond // 0: no limit
-	DowntimeMax time.Duration  // the predicted pause at which the switchover begins; 0: the default
+	DowntimeMax time.Duration  // the longest predicted pause at which the switchover may begin; 0: the default
 	Requested   time.Time
 	By          string // who asked
 	Canceled    bool

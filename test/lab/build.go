@@ -47,6 +47,27 @@ func BuildFolder() (string, error) {
 	return os.MkdirTemp("", fmt.Sprintf("%s%d-", builds, os.Getpid()))
 }
 
+// BuildCommit builds godwit, without the race detector, which would be another machine's speed, into a folder that remove removes, and names the commit. When
+// a run is to be kept, it must be one that somebody can build again.
+func BuildCommit(kept bool, flags ...string) (binary, commit string, remove func(), err error) {
+	dir, err := BuildFolder()
+	if err != nil {
+		return "", "", nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) } // only scratch, and the next run takes what stays
+	commit, err = Commit()
+	if err != nil && kept {
+		remove()
+		return "", "", nil, fmt.Errorf("no run is kept: %w", err)
+	}
+	binary = filepath.Join(dir, "godwit")
+	if err := Build(binary, flags...); err != nil {
+		remove()
+		return "", "", nil, err
+	}
+	return binary, commit, remove, nil
+}
+
 // Commit names the commit that Build builds. An error says why nobody could build the same again. The kept runs themselves are no part of what is built.
 func Commit() (string, error) {
 	git := func(args ...string) (string, error) {

@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -47,25 +46,17 @@ func TestMain(m *testing.M) {
 }
 
 func main(m *testing.M) int {
-	dir, err := lab.BuildFolder()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "matrix:", err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }() // only scratch
-	godwit = filepath.Join(dir, "godwit")
-	if commit, err = lab.Commit(); err != nil && *keepFlag != "" {
-		fmt.Fprintln(os.Stderr, "matrix: no run is kept:", err)
-		return 1
-	}
 	if *tagsFlag != "" && *keepFlag != "" {
 		fmt.Fprintln(os.Stderr, "matrix: no run is kept of a build with tags")
 		return 1
 	}
-	if err := lab.Build(godwit, "-tags="+*tagsFlag); err != nil {
+	var remove func()
+	var err error
+	if godwit, commit, remove, err = lab.BuildCommit(*keepFlag != "", "-tags="+*tagsFlag); err != nil {
 		fmt.Fprintln(os.Stderr, "matrix:", err)
 		return 1
 	}
+	defer remove()
 	code := m.Run()
 	if tried > 0 {
 		fmt.Printf("matrix: %d cells, %d held\n", tried, held)

@@ -208,7 +208,7 @@ func (t *trial) beginHeld(ctx context.Context) error {
 				stands <- t.stand(targetQEMU)
 				return
 			}
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond) // no event tells of a process that begins
 		}
 		stands <- ctx.Err()
 	}()

@@ -1,13 +1,9 @@
 package packets
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/godwit-vm/godwit/test/lab"
@@ -30,40 +26,12 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	dir, err := lab.BuildFolder()
-	if err != nil {
+	var remove func()
+	var err error
+	if godwit, commit, remove, err = lab.BuildCommit(*keepFlag != ""); err != nil {
 		fmt.Fprintln(os.Stderr, "packets:", err)
 		return 1
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // only scratch
-	godwit = filepath.Join(dir, "godwit")
-	if commit, err = describe(); err != nil && *keepFlag != "" {
-		fmt.Fprintln(os.Stderr, "packets: no result is kept:", err)
-		return 1
-	}
-	if err := lab.Build(godwit); err != nil {
-		fmt.Fprintln(os.Stderr, "packets:", err)
-		return 1
-	}
+	defer remove()
 	return m.Run()
-}
-
-// describe names the commit that is built. An error says why nobody could build the same again. Kept results are no part of what is built.
-func describe() (string, error) {
-	git := func(args ...string) (string, error) {
-		out, err := exec.CommandContext(context.Background(), "git", args...).Output()
-		return strings.TrimSpace(string(out)), err
-	}
-	version, err := git("describe", "--always", "--exclude=*")
-	if err != nil {
-		return "", fmt.Errorf("git describe: %w", err)
-	}
-	changes, err := git("status", "--porcelain", "--", ":(top)", ":(top,exclude)test/results")
-	if err != nil {
-		return "", fmt.Errorf("git status: %w", err)
-	}
-	if changes != "" {
-		return version + "-dirty", fmt.Errorf("commit %s was changed: commit or revert what git status shows", version)
-	}
-	return version, nil
 }

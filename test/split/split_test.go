@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -33,21 +32,13 @@ func TestMain(m *testing.M) {
 }
 
 func main(m *testing.M) int {
-	dir, err := lab.BuildFolder()
-	if err != nil {
+	var remove func()
+	var err error
+	if binary, commit, remove, err = lab.BuildCommit(*keepFlag != ""); err != nil {
 		fmt.Fprintln(os.Stderr, "split:", err)
 		return 1
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // only scratch
-	binary = filepath.Join(dir, "godwit")
-	if commit, err = lab.Commit(); err != nil && *keepFlag != "" {
-		fmt.Fprintln(os.Stderr, "split: no run is kept:", err)
-		return 1
-	}
-	if err := lab.Build(binary); err != nil {
-		fmt.Fprintln(os.Stderr, "split:", err)
-		return 1
-	}
+	defer remove()
 	return m.Run()
 }
 
