@@ -81,7 +81,7 @@ func (w *world) move(v *vm) {
 
 // attempt is the hand-over as its records have it.
 func (m *move) attempt() handover.Attempt {
-	return handover.Attempt{Migration: m.id, Source: m.source.id, Target: m.target.id, Generation: m.generation}
+	return handover.Attempt{Migration: m.id, Source: m.source.id, Target: m.target.id, Generation: m.generation, Boot: m.heirBoot}
 }
 
 // streams reports whether bytes can flow between the two hosts.

@@ -265,8 +265,9 @@ func (s *source) setHeir() {
 		if !e.records.epochIs(h.i, s.a.epoch) {
 			return errEpoch
 		}
+		there, _ := e.records.epoch[mv.target.i].last()
 		return e.records.change(mv.vm.i, func(run inventory.VMRun) (inventory.VMRun, error) {
-			return mv.attempt().SetHeir(run, inventory.Sign{BootID: mv.heirBoot})
+			return mv.attempt().SetHeir(run, there.sign())
 		})
 	}, func(err error) {
 		switch {

@@ -2836,6 +2836,7 @@ type PrepareResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reasons       []string               `protobuf:"bytes,1,rep,name=reasons,proto3" json:"reasons,omitempty"` // what stands against it there; then nothing was started
 	TargetEpoch   uint64                 `protobuf:"varint,2,opt,name=target_epoch,json=targetEpoch,proto3" json:"target_epoch,omitempty"`
+	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // of the kernel under what was made ready; by it the source names its heir
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2882,6 +2883,13 @@ func (x *PrepareResponse) GetTargetEpoch() uint64 {
 		return x.TargetEpoch
 	}
 	return 0
+}
+
+func (x *PrepareResponse) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
 }
 
 type ReleaseRequest struct {
@@ -5884,10 +5892,11 @@ const file_godwit_v1_api_proto_rawDesc = "" +
 	"\x02vm\x18\x02 \x01(\v2\r.godwit.v1.VMR\x02vm\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12!\n" +
 	"\fsource_epoch\x18\x04 \x01(\x04R\vsourceEpoch\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"N\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"g\n" +
 	"\x0fPrepareResponse\x12\x18\n" +
 	"\areasons\x18\x01 \x03(\tR\areasons\x12!\n" +
-	"\ftarget_epoch\x18\x02 \x01(\x04R\vtargetEpoch\"i\n" +
+	"\ftarget_epoch\x18\x02 \x01(\x04R\vtargetEpoch\x12\x17\n" +
+	"\aboot_id\x18\x03 \x01(\tR\x06bootId\"i\n" +
 	"\x0eReleaseRequest\x12\x1c\n" +
 	"\tmigration\x18\x01 \x01(\tR\tmigration\x12!\n" +
 	"\fsource_epoch\x18\x02 \x01(\x04R\vsourceEpoch\x12\x16\n" +

@@ -24,41 +24,44 @@ type arrival struct {
 }
 
 // Prepare makes this host ready to receive a VM, or lists what stands against it. Repeating it returns the same.
-func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (reasons []string, epoch uint64, err error) {
+func (a *Agent) Prepare(ctx context.Context, r migrate.PrepareRequest) (migrate.PrepareAnswer, error) {
+	var none migrate.PrepareAnswer
 	if err := a.awaitReady(ctx); err != nil {
-		return nil, 0, err
+		return none, err
 	}
 	source, err := a.Store.Host(ctx, r.Source)
 	if err != nil {
-		return nil, 0, err
+		return none, err
 	}
 	if r.SourceEpoch < source.Spec.Epoch {
-		return nil, 0, fault.New(fault.Conflict, "host %s was started again since: epoch %d is over", r.Source, r.SourceEpoch)
+		return none, fault.New(fault.Conflict, "host %s was started again since: epoch %d is over", r.Source, r.SourceEpoch)
 	}
+	ready := migrate.PrepareAnswer{Epoch: a.writer.Epoch(), Boot: a.Authority.boot}
 	a.mu.Lock()
 	known := a.incoming[r.Migration]
 	a.mu.Unlock()
 	if known != nil {
-		return nil, a.writer.Epoch(), known.target.Prepared(ctx)
+		return ready, known.target.Prepared(ctx)
 	}
 	if _, err := a.checkMigration(ctx, false); err != nil {
-		return nil, 0, err
+		return none, err
 	}
 	self, err := a.describe(ctx)
 	if err != nil {
-		return nil, 0, err
+		return none, err
 	}
-	reasons = admission.Check(admission.Facts{
+	reasons := admission.Check(admission.Facts{
 		VM: r.VM, Source: source, Asked: a.Host(), Target: self, Locks: a.locks(r.VM, r.Source), TargetLacks: a.lacks(),
 	})
 	if len(reasons) > 0 || r.DryRun {
-		return reasons, a.writer.Epoch(), nil
+		ready.Reasons = reasons
+		return ready, nil
 	}
 	target, err := a.receive(ctx, r)
 	if err != nil {
-		return nil, 0, err
+		return none, err
 	}
-	return nil, a.writer.Epoch(), target.Prepared(ctx)
+	return ready, target.Prepared(ctx)
 }
 
 // awaitReady waits until this host knows its VMs: before that it may still clean up behind the migration that it is asked about.

@@ -100,11 +100,11 @@ func (a *Agent) admit(ctx context.Context, m inventory.Migration, vm inventory.V
 	if m.Spec.Target != a.Host() {
 		within, done := context.WithTimeout(ctx, admitMax)
 		defer done()
-		reasons, err := far{a, facts.Target}.Prepare(within, migrate.PrepareRequest{
+		ready, err := far{a, facts.Target}.Prepare(within, migrate.PrepareRequest{
 			Migration: m.ID, VM: vm, Source: a.Host(), SourceEpoch: a.writer.Epoch(), DryRun: true,
 		})
 		if err == nil {
-			return reasons, nil
+			return ready.Reasons, nil
 		}
 		facts.Silent = err.Error()
 	}

@@ -92,14 +92,14 @@ func (f far) client() godwitv1connect.HandoverServiceClient {
 }
 
 // Prepare implements migrate.Far.
-func (f far) Prepare(ctx context.Context, r migrate.PrepareRequest) ([]string, error) {
+func (f far) Prepare(ctx context.Context, r migrate.PrepareRequest) (migrate.PrepareAnswer, error) {
 	resp, err := f.client().Prepare(ctx, connect.NewRequest(&godwitv1.PrepareRequest{
 		Migration: string(r.Migration), Vm: wire.VM(r.VM), Source: string(r.Source), SourceEpoch: r.SourceEpoch, DryRun: r.DryRun,
 	}))
 	if err != nil {
-		return nil, wire.FromFault(err)
+		return migrate.PrepareAnswer{}, wire.FromFault(err)
 	}
-	return resp.Msg.GetReasons(), nil
+	return migrate.PrepareAnswer{Reasons: resp.Msg.GetReasons(), Epoch: resp.Msg.GetTargetEpoch(), Boot: resp.Msg.GetBootId()}, nil
 }
 
 // Warm implements migrate.Far.

@@ -49,7 +49,7 @@ type Records interface {
 
 // Far is the target's agent as the source sees it. Calls may be repeated.
 type Far interface {
-	Prepare(ctx context.Context, r PrepareRequest) (reasons []string, err error)
+	Prepare(ctx context.Context, r PrepareRequest) (PrepareAnswer, error)
 	// Warm makes ready what Release goes by, which may have been closed during a long copy. It only spares time.
 	Warm(ctx context.Context) error
 	Release(ctx context.Context, id inventory.MigrationID) (ReleaseAnswer, error)
@@ -93,6 +93,13 @@ type PrepareRequest struct {
 	Source      inventory.HostID
 	SourceEpoch uint64
 	DryRun      bool // admission only
+}
+
+// PrepareAnswer says what stands against a migration at the target, or that it is ready.
+type PrepareAnswer struct {
+	Reasons []string // then nothing was started
+	Epoch   uint64
+	Boot    string // of the target's kernel; empty from older agents
 }
 
 // ReleaseAnswer is the target's final word on a release.

@@ -287,37 +287,38 @@ func (s *Source) observe(ctx context.Context, e handover.SourceEvent) {
 
 // begin prepares both ends and starts the copy. Whatever goes wrong becomes an abort.
 func (s *Source) begin(ctx context.Context) {
-	if err := s.prepare(ctx); err != nil {
+	boot, err := s.prepare(ctx)
+	if err != nil {
 		s.set(func(st *inventory.MigrationStatus) { st.Reasons = fault.Reasons(err) })
 		s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()})
 		return
 	}
-	s.copy(ctx)
+	s.copy(ctx, boot)
 }
 
-// prepare has the target get ready, opens the stream and tells QEMU what it needs to know.
-func (s *Source) prepare(ctx context.Context) error {
+// prepare has the target get ready, of which it returns the boot, and tells QEMU what it needs to know.
+func (s *Source) prepare(ctx context.Context) (boot string, err error) {
 	within, done := context.WithTimeout(ctx, prepareMax)
 	defer done()
 	s.report(func(st *inventory.MigrationStatus) { st.Phase, st.Started = inventory.Admitted, time.Now() })
-	reasons, err := s.Far.Prepare(within, PrepareRequest{
+	ready, err := s.Far.Prepare(within, PrepareRequest{
 		Migration: s.Migration.ID, VM: s.VM, Source: s.Migration.Spec.Source, SourceEpoch: s.Epoch,
 	})
 	if err == nil {
-		err = fault.Refuse(fault.Incompatible, reasons)
+		err = fault.Refuse(fault.Incompatible, ready.Reasons)
 	}
 	if err != nil {
-		return fault.Wrap("target", string(s.Migration.Spec.Target), err)
+		return "", fault.Wrap("target", string(s.Migration.Spec.Target), err)
 	}
 	conn := s.Process.QMP()
 	if err := conn.SetMigrationCapabilities(within, Capabilities()); err != nil {
-		return err
+		return "", err
 	}
 	bandwidth := s.Migration.Spec.Bandwidth
 	if bandwidth == 0 {
 		bandwidth = BandwidthFree
 	}
-	return conn.SetMigrationParameters(within, qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: Track(s.Migration.Spec).Downtime()})
+	return ready.Boot, conn.SetMigrationParameters(within, qmp.MigrationParameters{BandwidthMax: bandwidth, DowntimeMax: Track(s.Migration.Spec).Downtime()})
 }
 
 // Track returns the arithmetic of a migration that is to begin.
@@ -325,8 +326,8 @@ func Track(m inventory.MigrationSpec) converge.Track {
 	return converge.New(converge.Config{Downtime: converge.DowntimeLimit(m.DowntimeMax)})
 }
 
-// copy lets QEMU migrate through a Relay, names the heir meanwhile, and follows the rounds.
-func (s *Source) copy(ctx context.Context) {
+// copy lets QEMU migrate through a Relay, names the heir meanwhile, by the boot on which the target prepared, and follows the rounds.
+func (s *Source) copy(ctx context.Context, boot string) {
 	abort := func(err error) {
 		s.post(ctx, handover.SourceEvent{Kind: handover.SourceAbort, Why: err.Error()})
 	}
@@ -350,7 +351,7 @@ func (s *Source) copy(ctx context.Context) {
 	s.shared.Lock()
 	s.cut = cut
 	s.shared.Unlock()
-	both.Go(func() { s.nameHeir(within) })
+	both.Go(func() { s.nameHeir(within, boot) })
 	both.Go(func() { s.follow(within) })
 	far, ok := stream.(halfCloser)
 	if !ok {
@@ -401,10 +402,12 @@ func (s *Source) connectQEMU(ctx context.Context, path string) (halfCloser, erro
 }
 
 // nameHeir writes the heir while the memory is being copied; no heir, no switchover.
-func (s *Source) nameHeir(ctx context.Context) {
+func (s *Source) nameHeir(ctx context.Context, boot string) {
+	attempt := s.Attempt
+	attempt.Boot = boot
 	for {
 		within, done := context.WithTimeout(ctx, callTimeout)
-		err := s.Records.SetHeir(within, s.VM.ID, s.Attempt)
+		err := s.Records.SetHeir(within, s.VM.ID, attempt)
 		done()
 		switch {
 		case err == nil:

@@ -98,14 +98,14 @@ type handovers struct{ agent *agent.Agent }
 // Prepare makes this host ready to receive a VM, or lists what stands against it.
 func (s *handovers) Prepare(ctx context.Context, req *connect.Request[godwitv1.PrepareRequest]) (*connect.Response[godwitv1.PrepareResponse], error) {
 	m := req.Msg
-	reasons, epoch, err := s.agent.Prepare(ctx, migrate.PrepareRequest{
+	ready, err := s.agent.Prepare(ctx, migrate.PrepareRequest{
 		Migration: inventory.MigrationID(m.GetMigration()), VM: wire.FromVM(m.GetVm()), Source: inventory.HostID(m.GetSource()),
 		SourceEpoch: m.GetSourceEpoch(), DryRun: m.GetDryRun(),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&godwitv1.PrepareResponse{Reasons: reasons, TargetEpoch: epoch}), nil
+	return connect.NewResponse(&godwitv1.PrepareResponse{Reasons: ready.Reasons, TargetEpoch: ready.Epoch, BootId: ready.Boot}), nil
 }
 
 // Release gives the VM to this host.

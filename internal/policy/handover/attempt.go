@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -25,6 +26,7 @@ type Attempt struct {
 	Migration      inventory.MigrationID
 	Source, Target inventory.HostID
 	Generation     inventory.Generation // of the VM when it began: the heir has the next one. 0: later than all that this attempt had
+	Boot           string               // of the kernel on which the target prepared, as far as the source knows: the heir is that of this boot
 }
 
 // NewAttempt returns the attempt of a migration that begins, of a VM with this run record.
@@ -46,10 +48,12 @@ func RestoreAttempt(m inventory.Migration, vm inventory.VM) Attempt {
 	return a
 }
 
-// SetHeir names the target heir, if the source is owner of the generation that it began with and no other heir stands. By the boot in the sign of the
-// target's host others can tell later that nothing of this migration runs there any more. Naming it again changes nothing; a dead one is not named.
+// SetHeir names the target heir, if the source is owner of the generation that it began with and no other heir stands. By the boot on which the target
+// prepared others can tell later that nothing of this migration runs there any more; a source that does not know it takes the one in the sign of the
+// target's host. Naming it again changes nothing; a dead one is not named, nor one that was booted since it prepared: what it says of itself, "lost", is no
+// final word, and with the source's end nobody would give one.
 func (a Attempt) SetHeir(run inventory.VMRun, target inventory.Sign) (inventory.VMRun, error) {
-	heir := inventory.Heir{Host: a.Target, Generation: a.Generation + 1, Migration: a.Migration, BootID: target.BootID}
+	heir := inventory.Heir{Host: a.Target, Generation: a.Generation + 1, Migration: a.Migration, BootID: cmp.Or(a.Boot, target.BootID)}
 	named := run.Heir
 	named.BootID = heir.BootID
 	why, lost := heir.Lost(target)
@@ -112,7 +116,12 @@ func (a Attempt) owner(run inventory.VMRun) SourceEvent {
 
 // Reads reports whether a source in this state asks the store at each tick, for SourceReads.
 func (s SourceState) Reads() bool {
-	return s == SourceDone || s == SourceReleased || s == SourceMoved || s == SourceWithdrawing || s == SourceDropped
+	switch s {
+	case SourceDone, SourceReleased, SourceMoved, SourceWithdrawing, SourceDropped, SourceSwitched, SourceServing:
+		return true
+	case SourceCopying, SourceGate, SourceSwitching, SourceAborting, SourceKeeping, SourceResuming, SourceEnding, SourceAdopted, SourceOver:
+	}
+	return false
 }
 
 // SourceReads returns the events that a read of the store is to a source: the run record, and a sign of the target's host that was read no later.
@@ -178,10 +187,15 @@ const (
 	QEMUCompleted QEMU = "completed" // source: it completed a migration, vCPUs stopped
 	QEMUIncoming  QEMU = "incoming"  // target: it has not loaded everything
 	QEMULoaded    QEMU = "loaded"    // target: it has loaded and is stopped
+	// Of post-copy only.
+	QEMUPull   QEMU = "pull"   // it has switched: the target has pages to get; the target's vCPUs are stopped
+	QEMUPulls  QEMU = "pulls"  // target: the same, and its vCPUs run
+	QEMUPulled QEMU = "pulled" // source: it completed a migration, the last of it by a pull
 )
 
 // SourceFound returns the first event of a restored source: the store's word about a new owner, else what is found of QEMU. rebooted says that the host was
-// booted since the attempt began, so that the journal is lost.
+// booted since the attempt began, so that the journal is lost. A source that is not final after the store's word, as in post-copy, is told of QEMU next: by
+// this function with a record that names it owner.
 func (a Attempt) SourceFound(run inventory.VMRun, q QEMU, rebooted bool) SourceEvent {
 	if run.Owner != a.Source {
 		return a.owner(run)
@@ -197,13 +211,17 @@ func (a Attempt) SourceFound(run inventory.VMRun, q QEMU, rebooted bool) SourceE
 		e.Kind = SourceFoundCopying
 	case QEMUCompleted:
 		e.Kind = SourceFoundDone
-	case QEMURuns, QEMUIncoming, QEMULoaded:
+	case QEMUPull:
+		e.Kind = SourceFoundPull
+	case QEMUPulled:
+		e.Kind = SourceFoundPulled
+	case QEMURuns, QEMUIncoming, QEMULoaded, QEMUPulls:
 	}
 	return e
 }
 
 // TargetFound returns the first event of a restored target. TargetOwnerWritten says that the VM is this host's, by the attempt or by the leader: nothing of
-// the attempt is left to be done here.
+// the attempt is left to be done here, but in post-copy, where what is found of QEMU is told next as in SourceFound.
 func (a Attempt) TargetFound(run inventory.VMRun, q QEMU, rebooted bool) TargetEvent {
 	if run.Owner == a.Target {
 		return TargetEvent{Kind: TargetOwnerWritten}
@@ -219,7 +237,11 @@ func (a Attempt) TargetFound(run inventory.VMRun, q QEMU, rebooted bool) TargetE
 		e.Kind = TargetFoundIncoming
 	case QEMULoaded:
 		e.Kind = TargetFoundLoaded
-	case QEMURuns, QEMUMigrates, QEMUCompleted:
+	case QEMUPull:
+		e.Kind = TargetFoundPull
+	case QEMUPulls:
+		e.Kind = TargetFoundPulling
+	case QEMURuns, QEMUMigrates, QEMUCompleted, QEMUPulled:
 	}
 	return e
 }

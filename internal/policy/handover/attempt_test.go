@@ -92,6 +92,11 @@ func TestEachChange(t *testing.T) {
 	set := func(s inventory.Sign) func(inventory.VMRun) (inventory.VMRun, error) {
 		return func(r inventory.VMRun) (inventory.VMRun, error) { return theTry.SetHeir(r, s) }
 	}
+	sinceBoot := func(s inventory.Sign) func(inventory.VMRun) (inventory.VMRun, error) {
+		ready := theTry
+		ready.Boot = "boot-1"
+		return func(r inventory.VMRun) (inventory.VMRun, error) { return ready.SetHeir(r, s) }
+	}
 	for _, c := range []struct {
 		name     string
 		change   func(inventory.VMRun) (inventory.VMRun, error)
@@ -103,6 +108,8 @@ func TestEachChange(t *testing.T) {
 		{"and named again, after its fence", set(inventory.Sign{BootID: "boot-1", Fenced: true}), named, named, false},
 		{"a fenced host is not named", set(inventory.Sign{Fenced: true, Why: "it was silent"}), mine, mine, true},
 		{"nor one that was removed", set(inventory.Sign{Removed: true}), mine, mine, true},
+		{"that in which it got ready", sinceBoot(lives), mine, named, false},
+		{"nor one that was booted since it got ready: it cannot say any more that nothing ran there", sinceBoot(rebooted), mine, mine, true},
 		{"another heir stands", set(lives), other, other, true},
 		{"it was started again", set(lives), inventory.VMRun{Owner: from, Generation: 8}, inventory.VMRun{Owner: from, Generation: 8}, true},
 		{"it is the target's already", set(lives), taken, taken, true},
@@ -129,7 +136,7 @@ func TestEachChange(t *testing.T) {
 func TestWhatASourceReads(t *testing.T) {
 	heir := inventory.Heir{Host: to, Generation: 8, Migration: testID, BootID: "boot-1"}
 	lives, fenced := inventory.Sign{BootID: "boot-1"}, inventory.Sign{BootID: "boot-1", Fenced: true, Why: "it was silent"}
-	asks := []SourceState{SourceDone, SourceReleased, SourceMoved, SourceWithdrawing, SourceDropped}
+	asks := []SourceState{SourceDone, SourceReleased, SourceMoved, SourceWithdrawing, SourceDropped, SourceSwitched, SourceServing}
 	for _, s := range allSourceStates {
 		if s.Reads() != slices.Contains(asks, s) {
 			t.Errorf("%s reads: %t", s, s.Reads())
@@ -155,6 +162,7 @@ func TestWhatASourceReads(t *testing.T) {
 	} {
 		for s, who := range map[SourceState]int{
 			SourceDone: done, SourceEnding: ending, SourceDropped: dropped, SourceReleased: rest, SourceMoved: rest, SourceWithdrawing: rest,
+			SourceSwitched: rest, SourceServing: rest,
 		} {
 			var got SourceEventKind
 			told := theTry.SourceReads(s, c.run, c.sign)

@@ -142,7 +142,7 @@ func (l *lab) sourceSteps(w world, add adder) {
 	if w.aAuth == dead {
 		return
 	}
-	able, owner := !w.aFenced, l.owner(w)
+	able := !w.aFenced
 	if n, ok := l.pay(w); ok {
 		add(false, l.restartA(n), "A's agent is killed and restarts")
 	}
@@ -178,7 +178,7 @@ func (l *lab) sourceSteps(w world, add adder) {
 	}
 	asks := s.State == SourceCopying || s.State == SourceGate || s.State == SourceSwitching && defect.Seeded.HeirLate()
 	if asks && !w.heirs && !w.aFenced {
-		if run, err := theAttempt.SetHeir(l.record(w), inventory.Sign{Fenced: w.bFenced}); err == nil {
+		if run, err := theAttempt.SetHeir(l.record(w), signB(w)); err == nil {
 			n := l.stored(w, run)
 			n.heirs = true
 			add(true, l.newsA(n, SourceHeirSet), "A sets the heir")
@@ -190,17 +190,11 @@ func (l *lab) sourceSteps(w world, add adder) {
 			tell(able, "A's heir is refused", w, SourceEvent{Kind: SourceHeirRefused})
 		}
 	}
-	if owner == hostA && !l.heir(w) && (s.State == SourceReleased || s.State == SourceWithdrawing || s.State == SourceDropped) {
-		tell(able, "A sees that there is no heir", w, SourceEvent{Kind: SourceHeirCleared})
-	}
-	switch owner {
-	case hostB:
-		tell(able, "A sees owner B", w, SourceEvent{Kind: SourceOwnerTarget})
-	case hostC:
-		tell(able, "A sees owner C", w, SourceEvent{Kind: SourceOwnerOther})
-	}
-	if (w.bFenced || w.bBoot) && l.heir(w) {
-		tell(able, "A hears that B is dead", w, SourceEvent{Kind: SourceTargetFenced})
+	if s.State.Reads() || s.State == SourceEnding {
+		for _, e := range theAttempt.SourceReads(s.State, l.record(w), signB(w)) {
+			e.Why = ""
+			tell(able, "A reads "+string(e.Kind), w, e)
+		}
 	}
 	if l.clearEver && l.heir(w) && !w.aFenced {
 		if run, err := clearHeir(l.record(w)); err == nil {
@@ -338,8 +332,8 @@ func (l *lab) targetSteps(w world, add adder) {
 	if w.bAuth == short {
 		tell("B's authority is short", TargetAuthorityShort)
 	}
-	if !l.heir(w) && l.owner(w) != hostB && (w.heirs || l.owner(w) == hostC) {
-		tell("B sees that it is no heir", TargetOwnerRefused)
+	if e := theAttempt.TargetReads(l.targetOf(w).State, l.record(w), l.status(w)); e.Kind != "" {
+		tell("B reads "+string(e.Kind), e.Kind)
 	}
 	tell("B ticks", TargetTick)
 }
@@ -556,7 +550,8 @@ func (l *lab) hostSteps(w world, add adder) {
 		off := n
 		off.bAuth, off.b, off.bActs, off.bNews = dead, 0, [6]uint8{}, [6]uint8{}
 		add(false, off, "B's host dies for good")
-		n.bBoot, n.bAuth, n.bFenced = true, good, false
+		n.bAuth, n.bFenced = good, false
+		n.bBoots++
 		add(false, l.restartB(n), "B's host reboots")
 	}
 }
@@ -569,29 +564,11 @@ func (l *lab) restartA(w world) world {
 	s := l.restoreA(testID, w.aJournal.entries())
 	s.Mode = l.mode
 	w.a, w.aActs, w.aNews = l.source(s), [6]uint8{}, [6]uint8{}
-	found := foundA[w.aQEMU]
-	if w.aBoot && w.aJournal == 0 {
-		found = SourceFoundRebooted
-	}
-	switch l.owner(w) {
-	case hostB:
-		if w = l.tellA(w, SourceEvent{Kind: SourceOwnerTarget}); !l.sourceOf(w).Final() {
-			w = l.newsA(w, found)
-		}
-	case hostC:
-		w = l.tellA(w, SourceEvent{Kind: SourceOwnerOther})
-	default:
-		w = l.tellA(w, SourceEvent{Kind: found})
-	}
+	w = l.foundA(w)
 	if w.aQEMU == switched && w.cut {
 		w = l.newsA(w, SourcePullPaused)
 	}
 	return w
-}
-
-var foundA = map[qemu]SourceEventKind{
-	copying: SourceFoundCopying, stopped: SourceFoundCopying, device: SourceFoundCopying, complete: SourceFoundDone, switched: SourceFoundPull,
-	pulled: SourceFoundPulled, alone: SourceFoundRunning, gone: SourceFoundGone,
 }
 
 // restartB is a new agent on B.
@@ -602,22 +579,7 @@ func (l *lab) restartB(w world) world {
 	t := l.restoreB(testID, w.bJournal.entries())
 	t.Mode = l.mode
 	w.b, w.bActs, w.bNews = l.target(t), [6]uint8{}, [6]uint8{}
-	found := map[qemu]TargetEventKind{
-		incoming: TargetFoundIncoming, loaded: TargetFoundLoaded, running: TargetFoundRunning, gone: TargetFoundGone,
-	}[w.bQEMU]
-	switch {
-	case w.bBoot && w.bJournal == 0:
-		found = TargetFoundRebooted
-	case w.pull && w.bQEMU == loaded:
-		found = TargetFoundPull
-	case w.pull && w.bQEMU == running:
-		found = TargetFoundPulling
-	}
-	if l.owner(w) != hostB {
-		w = l.tellB(w, TargetEvent{Kind: found})
-	} else if w = l.tellB(w, TargetEvent{Kind: TargetOwnerWritten}); !l.targetOf(w).Final() {
-		w = l.newsB(w, found)
-	}
+	w = l.foundB(w)
 	if w.cut && w.pull && w.bQEMU != gone {
 		w.listens = false
 		w = l.newsB(w, TargetPullPaused)

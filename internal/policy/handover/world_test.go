@@ -37,7 +37,8 @@ type world struct {
 	heirs          bool  // an heir stood once
 	cold           byte  // where the VM was started without its memory: 0, 'A', 'B', 'C'
 	left           uint8 // the budget: how many more faults may come
-	aBoot, bBoot   bool  // rebooted since the migration was prepared: the journal was lost
+	aBoot          bool  // rebooted since the migration was prepared: the journal was lost
+	bBoots         uint8 // how often B was
 	aHurt, bHurt   bool  // a QEMU or a host of this end was lost, or refused to go on
 	aHas           bool  // A's host holds what a VM needs: run directory, port, lock record
 	bHas           made  // the same of B's host
