@@ -40,16 +40,20 @@ func (h *Host) WaitOther(ctx context.Context, role string, old int) (pid int, er
 // Wire is one TCP connection of somebody else's process, to be cut.
 type Wire struct{ fd, pid int }
 
-// wireBytesMin tells a migration's stream from the calls between agents: none of those carries so much.
-const wireBytesMin = 256 << 10
+// wireBytesMin tells a migration's stream from the calls between agents: none of those carries so much. An agent's connection to the store does, in
+// time, but not over the agents' port.
+const (
+	wireBytesMin = 256 << 10
+	agentPort    = 7443
+)
 
-// MemoryStream finds the connection over which the process, an agent, receives or sends a VM's memory: the one that has
-// carried most so far. It takes the file descriptor out of that process (pidfd_getfd(2)), which needs root or CAP_SYS_PTRACE.
+// MemoryStream finds the connection over which the process, an agent, receives or sends a VM's memory: of those between agents the one
+// that has carried most so far. It takes the file descriptor out of that process (pidfd_getfd(2)), which needs root or CAP_SYS_PTRACE.
 func MemoryStream(pid int) (*Wire, error) {
 	var best *Wire
 	var most uint64
 	if err := sockets(pid, func(w *Wire) error {
-		if carried := w.Carried(); carried > most && carried >= wireBytesMin {
+		if carried := w.Carried(); carried > most && carried >= wireBytesMin && w.betweenAgents() {
 			_ = best.Close() // only looked at
 			best, most = w, carried
 			return nil
@@ -59,7 +63,7 @@ func MemoryStream(pid int) (*Wire, error) {
 		return nil, errors.Join(err, best.Close())
 	}
 	if best == nil {
-		return nil, fmt.Errorf("process %d has no connection that carried %d bytes", pid, wireBytesMin)
+		return nil, fmt.Errorf("process %d has no connection to another agent that carried %d bytes", pid, wireBytesMin)
 	}
 	return best, nil
 }
@@ -111,6 +115,18 @@ func (w *Wire) Carried() uint64 {
 		return 0
 	}
 	return max(info.Bytes_acked, info.Bytes_received)
+}
+
+// betweenAgents reports whether the connection is one between agents, by its ports.
+func (w *Wire) betweenAgents() bool {
+	near, _ := unix.Getsockname(w.fd)
+	far, _ := unix.Getpeername(w.fd) // one that ended meanwhile has none
+	for _, end := range []unix.Sockaddr{near, far} {
+		if end, ok := end.(*unix.SockaddrInet4); ok && end.Port == agentPort {
+			return true
+		}
+	}
+	return false
 }
 
 // Cut ends the connection in both directions, as a broken link would for those who use it, and lets go of it.
