@@ -89,7 +89,7 @@ split: setup ## RUNS runs of real clusters with faults, judged by a disk that se
 matrix: setup ## each fault in each phase of real migrations, held against what the hand-over's machines allow; kept in test/results/matrix.json
 	@mkdir -p test/results bin
 	@go test -c -o bin/matrix.test ./test/matrix
-	@cd test/matrix && ../../bin/matrix.test -test.run '^TestMatrix$$' -test.v -test.timeout 2h -cells $(or $(CELLS),0) -seed $(or $(SEED),0) \
+	@cd test/matrix && ../../bin/matrix.test -test.run '^TestMatrix$$' -test.v -test.timeout 2h -test.parallel $(or $(AT),2) -cells $(or $(CELLS),0) -seed $(or $(SEED),0) \
 	  -at $(or $(AT),2) $(if $(CELLS),$(if $(KEEP),-keep $(CURDIR)/test/results/matrix.json),-keep $(CURDIR)/test/results/matrix.json)
 
 PACKETS = go test -count=1 -timeout 30m -v -run TestNoPacketIsLost ./test/packets -migrations $(or $(MIGRATIONS),20) -aborts $(or $(ABORTS),10) -rate $(or $(RATE),10000)

@@ -16,12 +16,12 @@ import (
 func TestTheMemoryStreamIsNoneOfTheStores(t *testing.T) {
 	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250)) //nolint:gosec // no secret
 	carry := func(port, bytes int) net.Conn {
-		l, err := net.Listen("tcp4", fmt.Sprintf("%s:%d", host, port)) //nolint:noctx // at once
+		l, err := net.Listen("tcp4", fmt.Sprintf("%s:%d", host, port))
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = l.Close() }()                 // what was accepted stays
-		near, err := net.Dial("tcp4", l.Addr().String()) //nolint:noctx // at once
+		defer func() { _ = l.Close() }() // what was accepted stays
+		near, err := net.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,9 +61,9 @@ func TestTheMemoryStreamIsNoneOfTheStores(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ports[at.(*unix.SockaddrInet4).Port] = true //nolint:errcheck,forcetypeassert // it is one
+		ports[at.(*unix.SockaddrInet4).Port] = true
 	}
-	if want := stream.LocalAddr().(*net.TCPAddr).Port; !ports[want] { //nolint:errcheck,forcetypeassert // it is one
+	if want := stream.LocalAddr().(*net.TCPAddr).Port; !ports[want] {
 		t.Errorf("found one between ports %v, and it is from %d", ports, want)
 	}
 }
