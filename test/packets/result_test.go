@@ -17,6 +17,7 @@ type result struct {
 	Rate       int     `json:"rate"`   // packets a second that each way had to have
 	Migrations []event `json:"migrations"`
 	Aborts     []event `json:"aborts"`
+	Misses     int     `json:"misses"` // blows that came too late: those migrations completed
 	ToGuest    way     `json:"to_guest"`
 	FromGuest  way     `json:"from_guest"`
 	// Drops are what each place on the way has counted, those without any left out. Not each is a loss: what is sent twice is dropped once.
