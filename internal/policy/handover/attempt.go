@@ -187,10 +187,9 @@ const (
 	QEMUCompleted QEMU = "completed" // source: it completed a migration, vCPUs stopped
 	QEMUIncoming  QEMU = "incoming"  // target: it has not loaded everything
 	QEMULoaded    QEMU = "loaded"    // target: it has loaded and is stopped
-	// Of post-copy only.
-	QEMUPull   QEMU = "pull"   // it has switched: the target has pages to get; the target's vCPUs are stopped
-	QEMUPulls  QEMU = "pulls"  // target: the same, and its vCPUs run
-	QEMUPulled QEMU = "pulled" // source: it completed a migration, the last of it by a pull
+	QEMUPull      QEMU = "pull"      // post-copy: it has switched: the target has pages to get; the target's vCPUs are stopped
+	QEMUPulls     QEMU = "pulls"     // post-copy, target: the same, and its vCPUs run
+	QEMUPulled    QEMU = "pulled"    // post-copy, source: it completed a migration, the last of it by a pull
 )
 
 // SourceFound returns the first event of a restored source: the store's word about a new owner, else what is found of QEMU. rebooted says that the host was
