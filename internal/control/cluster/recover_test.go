@@ -81,6 +81,7 @@ func TestBlockedHost(t *testing.T) {
 		p, err := s.store.Plan(t.Context(), p.ID)
 		return err == nil && p.State == inventory.PlanDone
 	})
+	until(t, "the VM has another host", func() bool { return s.run(vm).Run.Owner != "host-2" }) // the plan is done with the fence
 	now := s.run(vm)
 	if now.Run.Owner != "host-3" || now.Run.Generation != 4 || now.Place.Blocked != "" || !strings.Contains(now.Place.Restart.Why, "alice has confirmed that it is dead") {
 		t.Errorf("%+v %+v", now.Run, now.Place)
