@@ -71,7 +71,7 @@ func (s *Store) Answers(ctx context.Context, m Member) bool {
 	}
 	call, cancel := context.WithTimeout(ctx, memberAskTimeout)
 	defer cancel()
-	resp, err := s.client.Status(call, m.Client)
+	resp, err := s.single.Status(call, m.Client)
 	return err == nil && resp.Header.GetMemberId() == m.ID
 }
 

@@ -133,6 +133,34 @@ func (c *cohort) eventually(t *testing.T, what string, do func(context.Context) 
 	}
 }
 
+// The agent follows the members and dials others in the same moment as the leader asks each whether it answers: a call to one member has nothing to do
+// with where the others are looked for. The race detector is the judge.
+func TestAMemberIsAskedWhileTheMembersChange(t *testing.T) {
+	s := found(t).store
+	all, err := s.Members(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	url := all[0].Client
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 20 {
+			if !s.Answers(t.Context(), all[0]) {
+				t.Error("it does not answer")
+			}
+		}
+	}()
+	for i := 0; ; i++ {
+		s.SetEndpoints([]string{url, url}[:1+i%2])
+		select {
+		case <-done:
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // A store grows from one member to three and to five, loses two for good, among them the first, and goes on without them; whoever follows
 // the members is never without the store.
 func TestMembersComeAndGo(t *testing.T) {

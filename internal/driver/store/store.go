@@ -94,6 +94,7 @@ type Config struct {
 // Store reads the inventory. Make one with Open.
 type Store struct {
 	client         *clientv3.Client
+	single         *clientv3.Client // for calls to one member by its URL; see Open
 	config         Config
 	failure        *lastFailure
 	migrationsKept int
@@ -111,20 +112,25 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fault.New(fault.Invalid, "open store: no endpoint given: set store.endpoints, or join a cluster first")
 	}
 	failure := &lastFailure{}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:            cfg.Endpoints,
-		TLS:                  cfg.TLS,
-		Logger:               zap.NewNop(),
-		DialKeepAliveTime:    pingEvery,
-		DialKeepAliveTimeout: pingTimeout,
-		DialOptions:          dialOptions(cfg.TLS, failure),
-	})
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+	// The client reads its endpoints without their lock when it dials the one member that a call names (client.go, dial). SetEndpoints changes those of
+	// the first client at any time; those of the second stay what they are, and are asked for nothing.
+	var both [2]*clientv3.Client
+	for i := range both {
+		var err error
+		if both[i], err = clientv3.New(clientv3.Config{
+			Endpoints:            cfg.Endpoints,
+			TLS:                  cfg.TLS,
+			Logger:               zap.NewNop(),
+			DialKeepAliveTime:    pingEvery,
+			DialKeepAliveTimeout: pingTimeout,
+			DialOptions:          dialOptions(cfg.TLS, failure),
+		}); err != nil {
+			return nil, fault.New(fault.Invalid, "open store %s: %w", strings.Join(cfg.Endpoints, ", "), err)
+		}
 	}
-	s := &Store{client: client, config: cfg, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, auditKept: AuditKept, requestsKept: RequestsKept}
+	s := &Store{client: both[0], single: both[1], config: cfg, failure: failure, migrationsKept: MigrationsKept, tasksKept: TasksKept, eventsKept: EventsKept, auditKept: AuditKept, requestsKept: RequestsKept}
 	if _, err := s.get(ctx, keyCluster); err != nil {
-		_ = client.Close() // it never worked; err says why
+		_ = s.Close() // it never worked; err says why
 		return nil, err
 	}
 	return s, nil
@@ -132,10 +138,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 // Close ends the connection and all watches.
 func (s *Store) Close() error {
-	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
-		return fault.New(fault.Internal, "close store: %w", err)
+	var all error
+	for _, c := range []*clientv3.Client{s.client, s.single} {
+		if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+			all = errors.Join(all, fault.New(fault.Internal, "close store: %w", err))
+		}
 	}
-	return nil
+	return all
 }
 
 // get reads one key or, with options, a range.

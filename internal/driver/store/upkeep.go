@@ -131,7 +131,7 @@ func (s *Store) member(ctx context.Context, m *etcdserverpb.Member) MemberHealth
 	found.Endpoint = m.GetClientURLs()[0]
 	within, cancel := context.WithTimeout(ctx, CallTimeout)
 	defer cancel()
-	status, err := s.client.Status(within, found.Endpoint)
+	status, err := s.single.Status(within, found.Endpoint)
 	if err != nil {
 		found.Err = "it does not answer: " + s.explain(ctx, err).Error()
 		return found
@@ -174,7 +174,7 @@ func (s *Store) Defragment(ctx context.Context, h Health, m MemberHealth) (done 
 	}
 	within, cancel := context.WithTimeout(ctx, defragMax)
 	defer cancel()
-	if _, err := s.client.Defragment(within, m.Endpoint); err != nil {
+	if _, err := s.single.Defragment(within, m.Endpoint); err != nil {
 		return false, fault.Wrap("defragment", "member "+m.Name+" of the store", s.explain(ctx, err))
 	}
 	return true, nil
