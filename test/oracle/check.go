@@ -76,13 +76,14 @@ type image struct {
 //     a copy that had not seen it. A number that is repeated is a block that was tried again.
 func Check(log []Entry, images map[string]string) []string {
 	records := map[string]uint64{}                // by host and VM: the highest lock record it made
+	unused := map[string]bool{}                   // by the same: no QEMU goes by that record yet
 	generations := map[writer]map[string]uint64{} // of a process, by VM
 	files := map[string]*image{}
 	var bad []string
 	for _, e := range log {
 		if e.Kind == Locked {
 			key := e.Host + " " + e.VM
-			records[key] = max(records[key], e.Generation)
+			records[key], unused[key] = max(records[key], e.Generation), true
 			continue
 		}
 		vm, watched := images[e.File]
@@ -93,9 +94,14 @@ func Check(log []Entry, images map[string]string) []string {
 		if generations[w] == nil {
 			generations[w] = map[string]uint64{}
 		}
+		key := e.Host + " " + vm
 		g, known := generations[w][vm]
-		if !known || e.Kind == Opened && !strings.HasPrefix(e.Program, qemu) {
-			g = records[e.Host+" "+vm]
+		switch isQEMU := strings.HasPrefix(e.Program, qemu); {
+		case isQEMU && !known && (e.Kind != Opened || unused[key]):
+			g, unused[key] = records[key], false
+			generations[w][vm] = g
+		case !isQEMU && (!known || e.Kind == Opened):
+			g = records[key]
 			generations[w][vm] = g
 		}
 		if e.Kind == Opened {

@@ -64,6 +64,9 @@ func TestTheCheckFindsWhatMayNotBe(t *testing.T) {
 		{"home again", "", []string{
 			"h1 lock 1", "h1 q2 open", "h1 q2 write 1", "h2 lock 2", "h2 q3 open", "h2 q3 write 2", "h1 lock 3", "h1 q4 open", "h1 q4 write 3",
 		}},
+		{"home again, and its incoming QEMU is there before the record", "", []string{
+			"h1 lock 1", "h1 q2 open", "h1 q2 write 1", "h2 lock 2", "h2 q3 open", "h2 q3 write 2", "h1 q4 open", "h1 lock 3", "h2 q3 write 3", "h1 q4 write 4",
+		}},
 		{"the storage refused the old one", "", []string{
 			"h1 lock 1", "h1 q2 open", "h1 q2 write 1", "h2 lock 2", "h2 q3 open", "h2 q3 write 2", "h1 q2 denied 2", "h2 q3 write 3",
 		}},
@@ -78,6 +81,12 @@ func TestTheCheckFindsWhatMayNotBe(t *testing.T) {
 		}},
 		{"an old copy after its host made a newer record", "generation 1 writes after generation 3 did", []string{
 			"h1 lock 1", "h1 q2 open", "h1 q2 write 1", "h1 lock 3", "h1 q4 open", "h1 q4 write 2", "h1 q2 write 3",
+		}},
+		{"home again without a record", "generation 1 writes after generation 2 did", []string{
+			"h1 lock 1", "h1 q2 open", "h1 q2 write 1", "h2 lock 2", "h2 q3 open", "h2 q3 write 2", "h1 q4 open", "h1 q4 write 3",
+		}},
+		{"an old copy that never wrote, after its host made a newer record", "generation 1 writes after generation 3 did", []string{
+			"h1 lock 1", "h1 q2 open", "h1 lock 3", "h1 q4 open", "h1 q4 write 1", "h1 q2 write 2",
 		}},
 		{"two of one host in turn", "two processes of h1 write in turn with generation 1", []string{
 			"h1 lock 1", "h1 q2 open", "h1 q3 open", "h1 q2 write 1", "h1 q3 write 2", "h1 q2 write 3",

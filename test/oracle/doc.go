@@ -15,8 +15,8 @@
 //   - each lock record (driver/datastore) that a host made, by the link(2) or create that made it.
 //
 // The generation with which a process writes is not in its requests. Check takes the highest lock record of the VM that the process' host had
-// made when the process first opened one of the VM's images, which is what the rules of a start and of a migration's target demand: the record
-// comes first. A QEMU keeps it for its life.
+// made when the process first opened one of the VM's images. A QEMU keeps it for its life. One that finds no record but those that other QEMUs of its
+// host go by waits for its own until it writes: a migration's target starts its QEMU beside the record (decision 29), and lets it run after it.
 //
 // # What can go wrong on purpose
 //
