@@ -248,9 +248,10 @@ func (a *agent) restoreMove(m *move) {
 		l.tgt = a.targets[len(a.targets)-1]
 	}
 	src, tgt := l.src, l.tgt
-	var run inventory.VMRun
+	var vm inventory.VM
 	s.do(h, a.p, storeTimeout, false, func() error {
-		run, _ = s.records.run[v.i].last()
+		vm.Run, _ = s.records.run[v.i].last()
+		vm.Place, _ = s.records.place[v.i].last()
 		return nil
 	}, func(err error) {
 		if err != nil {
@@ -267,9 +268,9 @@ func (a *agent) restoreMove(m *move) {
 		}
 		switch { // either may have been ended meanwhile, by what the other side has asked
 		case src != nil && !src.over:
-			src.restored(q, run)
+			src.restored(q, vm.Run)
 		case tgt != nil && !tgt.over:
-			tgt.restored(q, run)
+			tgt.restored(q, vm)
 		}
 	})
 }

@@ -118,9 +118,9 @@ func (s *source) act(actions []handover.SourceAction) {
 			w.say("fault", "%s is cut off as it releases %s", h.id, s.mv.vm.id)
 			w.heals(w.isolate(h, true, true, management), w.between(8600*time.Millisecond, 12*time.Second))
 		})
-		s.call(func(t *agent, reply func(handover.Answer)) { t.release(s.mv, reply) })
+		s.call(s.answered, func(t *agent, reply func(handover.Answer)) { t.release(s.mv, reply) })
 	case handover.SendDiscard:
-		s.call(func(t *agent, reply func(handover.Answer)) { t.discard(s.mv, reply) })
+		s.call(s.holds, func(t *agent, reply func(handover.Answer)) { t.discard(s.mv, reply) })
 	case handover.ResumeHere:
 		s.resume()
 		s.act(rest)
@@ -312,7 +312,7 @@ func (s *source) cancel() {
 }
 
 // call asks the target's agent, one question at a time.
-func (s *source) call(ask func(t *agent, reply func(handover.Answer))) {
+func (s *source) call(hears func(handover.Answer), ask func(t *agent, reply func(handover.Answer))) {
 	w, mv := s.w(), s.mv
 	if s.sending {
 		return
@@ -325,7 +325,7 @@ func (s *source) call(ask func(t *agent, reply func(handover.Answer))) {
 		}
 		done, s.sending = true, false
 		if a != "" {
-			s.give(handover.SourceEvent{Kind: handover.SourceAnswered, Answer: a})
+			hears(a)
 		}
 	}
 	w.after(callTimeout, s.a.p, func() { end("") })
@@ -334,6 +334,28 @@ func (s *source) call(ask func(t *agent, reply func(handover.Answer))) {
 			w.after(10*time.Microsecond, t.p, func() {
 				ask(t, func(a handover.Answer) { w.send(mv.target.node, s.a.h.node, s.a.p, func() { end(a) }) })
 			})
+		}
+	})
+}
+
+func (s *source) answered(a handover.Answer) {
+	s.give(handover.SourceEvent{Kind: handover.SourceAnswered, Answer: a})
+}
+
+// holds holds the answer to a discard against the run record.
+func (s *source) holds(a handover.Answer) {
+	if a == handover.AnswerDiscarded {
+		s.answered(a)
+		return
+	}
+	e, mv := s.w().etcd, s.mv
+	var run inventory.VMRun
+	e.do(s.a.h, s.a.p, callTimeout, false, func() error {
+		run, _ = e.records.run[mv.vm.i].last()
+		return nil
+	}, func(err error) {
+		if err == nil {
+			s.give(mv.attempt().SourceHears(a, run))
 		}
 	})
 }

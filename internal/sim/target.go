@@ -97,12 +97,34 @@ func (a *agent) asked(m *move, e handover.TargetEventKind, reply func(handover.A
 		if q := a.h.vms[m.vm.i]; q != nil && !q.dead && q == m.b {
 			return // being restored: its caller asks again
 		}
-		// Nothing is known of it here: what the journal says, or a reboot, is the answer.
-		t = &target{a: a, mv: m, m: handover.RestoreTarget(m.id, a.h.run.journals[m.vm.i])}
-		a.targets = append(a.targets, t)
-		t.give(m.attempt().TargetFound(inventory.VMRun{}, handover.QEMUGone, m.targetBoot != 0 && m.targetBoot != a.h.boots), nil)
+		a.recall(m, e, reply)
+		return
 	}
 	t.give(handover.TargetEvent{Kind: e}, reply)
+}
+
+// recall answers for a migration of which nothing is known here: what the store says to an owner, the journal, or a reboot is the answer.
+func (a *agent) recall(m *move, e handover.TargetEventKind, reply func(handover.Answer)) {
+	var run inventory.VMRun
+	a.h.w.etcd.do(a.h, a.p, callTimeout, false, func() error {
+		run, _ = a.h.w.etcd.records.run[m.vm.i].last()
+		return nil
+	}, func(err error) {
+		if err != nil {
+			return // its caller asks again
+		}
+		if word, ok := m.attempt().TargetSettled(run); ok {
+			reply(word)
+			return
+		}
+		t := a.targetOf(m)
+		if t == nil {
+			t = &target{a: a, mv: m, m: handover.RestoreTarget(m.id, a.h.run.journals[m.vm.i])}
+			a.targets = append(a.targets, t)
+			t.give(m.attempt().TargetFound(run, handover.QEMUGone, m.targetBoot != 0 && m.targetBoot != a.h.boots), nil)
+		}
+		t.give(handover.TargetEvent{Kind: e}, reply)
+	})
 }
 
 func (t *target) give(e handover.TargetEvent, reply func(handover.Answer)) {
@@ -289,7 +311,7 @@ func (t *target) readStore() {
 }
 
 // restored is the first event of a target that an earlier agent drove.
-func (t *target) restored(q *qemu, run inventory.VMRun) {
+func (t *target) restored(q *qemu, vm inventory.VM) {
 	mv := t.mv
 	t.began = t.w().now
 	t.tick()
@@ -305,8 +327,11 @@ func (t *target) restored(q *qemu, run inventory.VMRun) {
 	case t.q.state == loaded:
 		found = handover.QEMULoaded
 	}
-	first := mv.attempt().TargetFound(run, found, mv.targetBoot != 0 && t.a.h.boots != mv.targetBoot)
+	first := mv.attempt().TargetFound(vm.Run, found, mv.targetBoot != 0 && t.a.h.boots != mv.targetBoot)
 	if first.Kind == handover.TargetOwnerWritten { // by this migration or by the leader: the VM is this host's
+		if handover.LeftBehind(vm, found) {
+			t.q.kill()
+		}
 		t.over = true
 		t.a.loops[mv.vm.i].tgt = nil
 		t.a.forget(t)

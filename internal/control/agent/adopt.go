@@ -162,6 +162,9 @@ func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.
 		}
 		stored = taken
 	}
+	if process, err = a.endLeft(ctx, stored, process); err != nil {
+		return err
+	}
 	run := stored.Run
 	id := run.Heir.Migration
 	if id == "" {
@@ -319,22 +322,9 @@ func (a *Agent) adoptSource(ctx context.Context, stored inventory.VM, process *q
 
 // adoptTarget goes on with a migration that arrives here.
 func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *qemu.Process, m inventory.Migration) error {
-	q := handover.QEMUGone
-	if process != nil {
-		status, migration, err := standing(ctx, process)
-		if err != nil {
-			return err
-		}
-		switch {
-		case status.State == qmp.StateInMigrate:
-			q = handover.QEMUIncoming
-		case !status.Running && (status.State == qmp.StatePaused || status.State == qmp.StatePrelaunch) && migration.Status == qmp.MigrationCompleted:
-			q = handover.QEMULoaded
-		case status.State == qmp.StatePrelaunch:
-			q = handover.QEMUIncoming
-		default:
-			q = handover.QEMURuns
-		}
+	q, err := arrived(ctx, process)
+	if err != nil {
+		return err
 	}
 	lines, err := a.journal(stored.ID).read()
 	if err != nil {
@@ -352,6 +342,41 @@ func (a *Agent) adoptTarget(ctx context.Context, stored inventory.VM, process *q
 	v.takeIn(ctx, process)
 	v.arrive(ctx, target, func(ctx context.Context) migrate.Outcome { return target.Restore(ctx, found) })
 	return nil
+}
+
+// arrived says how far the incoming QEMU of a migration is, if there is one.
+func arrived(ctx context.Context, process *qemu.Process) (handover.QEMU, error) {
+	if process == nil {
+		return handover.QEMUGone, nil
+	}
+	status, migration, err := standing(ctx, process)
+	switch {
+	case err != nil:
+		return "", err
+	case status.State == qmp.StateInMigrate:
+		return handover.QEMUIncoming, nil
+	case !status.Running && (status.State == qmp.StatePaused || status.State == qmp.StatePrelaunch) && migration.Status == qmp.MigrationCompleted:
+		return handover.QEMULoaded, nil
+	case status.State == qmp.StatePrelaunch:
+		return handover.QEMUIncoming, nil
+	}
+	return handover.QEMURuns, nil
+}
+
+// endLeft ends what a migration left of a VM that the leader has given to this host since, and returns what is left of it then.
+func (a *Agent) endLeft(ctx context.Context, stored inventory.VM, process *qemu.Process) (*qemu.Process, error) {
+	if process == nil || stored.Run.Owner != a.Host() {
+		return process, nil
+	}
+	q, err := arrived(ctx, process)
+	if err != nil || !handover.LeftBehind(stored, q) {
+		return process, err
+	}
+	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending what a migration left of a vm that is to start here", slog.String("vm", string(stored.ID)))
+	if err := process.Kill(ctx); err != nil {
+		return process, err
+	}
+	return nil, process.Cleanup()
 }
 
 // standing asks a QEMU what it does and where its migration is.

@@ -200,69 +200,66 @@ func (a *Agent) Stream(ctx context.Context, s *peer.Stream) {
 func (a *Agent) Release(ctx context.Context, id inventory.MigrationID, source inventory.HostID, _ uint64) (migrate.ReleaseAnswer, error) {
 	// The epoch is not compared here: a source that was started again repeats a release that it has journalled, and one
 	// that was fenced is refused by the record when this host takes the VM.
-	target, err := a.arrivalOf(ctx, id, source)
+	target, word, err := a.arrivalOf(ctx, id, source)
 	if err != nil {
 		return migrate.ReleaseAnswer{}, err
 	}
 	if target == nil {
-		return migrate.ReleaseAnswer{Running: true, Reason: "it is the owner already"}, nil
+		return migrate.ReleaseAnswer{Running: word == handover.AnswerRunning, Lost: word == handover.AnswerLost, Reason: "it is the owner already"}, nil
 	}
 	return target.Release(ctx)
 }
 
 // Discard drops this host's side of a migration for good, if that can still be, and returns the final word on it.
 func (a *Agent) Discard(ctx context.Context, id inventory.MigrationID, source inventory.HostID, _ uint64) (handover.Answer, error) {
-	target, err := a.arrivalOf(ctx, id, source)
-	if err != nil {
-		return "", err
-	}
-	if target == nil {
-		return handover.AnswerRunning, nil
+	target, word, err := a.arrivalOf(ctx, id, source)
+	if err != nil || target == nil {
+		return word, err
 	}
 	return target.Discard(ctx, "host "+string(source)+" gave up")
 }
 
 // arrivalOf finds the target's end of a migration. One that is not being driven is rebuilt from the journal, so that its
-// final word can be repeated; nil means that this host is the VM's owner through this migration.
-func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source inventory.HostID) (*migrate.Target, error) {
+// final word can be repeated; an owner of the VM has none, and its final word is returned instead.
+func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source inventory.HostID) (*migrate.Target, handover.Answer, error) {
 	if err := a.awaitReady(ctx); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	a.mu.Lock()
 	in := a.incoming[id]
 	a.mu.Unlock()
 	if in != nil {
 		if in.source != source {
-			return nil, fault.New(fault.Denied, "migration %s is not from host %s", id, source)
+			return nil, "", fault.New(fault.Denied, "migration %s is not from host %s", id, source)
 		}
-		return in.target, nil
+		return in.target, "", nil
 	}
 	m, err := a.Store.Migration(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if m.Spec.Source != source || m.Spec.Target != a.Host() {
-		return nil, fault.New(fault.Denied, "migration %s is not from host %s to %s", id, source, a.Host())
+		return nil, "", fault.New(fault.Denied, "migration %s is not from host %s to %s", id, source, a.Host())
 	}
 	stored, err := a.Store.VM(ctx, string(m.Spec.VM))
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	attempt := handover.RestoreAttempt(m, stored)
-	found := attempt.TargetFound(stored.Run, handover.QEMUGone, a.rebootedIn(m, stored.Run.Heir))
-	if found.Kind == handover.TargetOwnerWritten {
-		return nil, nil
+	if word, ok := attempt.TargetSettled(stored.Run); ok {
+		return nil, word, nil
 	}
+	found := attempt.TargetFound(stored.Run, handover.QEMUGone, a.rebootedIn(m, stored.Run.Heir))
 	lines, err := a.journal(stored.ID).read()
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	v := newVM(a, stored) // without a loop: nothing of the VM is here, only the word about it
 	target := migrate.RestoreTarget(v.targetConfig(attempt), lines, nil)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if in := a.incoming[id]; in != nil {
-		return in.target, nil
+		return in.target, "", nil
 	}
 	a.incoming[id] = &arrival{target: target, source: source}
 	// With the lock held: Run takes it at once, and nobody who takes it needs the lock.
@@ -272,5 +269,5 @@ func (a *Agent) arrivalOf(ctx context.Context, id inventory.MigrationID, source 
 		defer a.mu.Unlock()
 		delete(a.incoming, id)
 	})
-	return target, nil
+	return target, "", nil
 }

@@ -67,10 +67,10 @@ func (s *scene) killedAt(n int) bool {
 	if epoch.Fences != 1 {
 		t.Errorf("step %d: fenced %d times", n, epoch.Fences)
 	}
-	if vm := s.run(on); vm.Run.Owner != "host-1" || vm.Run.Generation != 2 || vm.Place.Restarts != 1 || vm.Place.Restart.Generation != 2 {
+	if vm := s.run(on); vm.Run.Owner != "host-1" || vm.Run.Generation != 3 || vm.Place.Restarts != 1 || vm.Place.Restart.Generation != 3 {
 		t.Errorf("step %d: %+v %+v", n, vm.Run, vm.Place)
 	}
-	if vm := s.run(off); vm.Run.Owner != "host-1" || vm.Run.Generation != 2 || vm.Place.Restarts != 0 {
+	if vm := s.run(off); vm.Run.Owner != "host-1" || vm.Run.Generation != 3 || vm.Place.Restarts != 0 {
 		t.Errorf("step %d: %+v %+v", n, vm.Run, vm.Place)
 	}
 	for kind, object := range map[string]string{"host.fenced": string(host), "plan.ended": string(host)} {

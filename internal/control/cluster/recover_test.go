@@ -35,11 +35,11 @@ func TestDeadHost(t *testing.T) {
 		t.Errorf("new owners after %v: the old ones may run for %v", took, quick().Lease)
 	}
 	vm := s.run(on)
-	if vm.Run.Generation != 4 || vm.Run.Wanted != inventory.PowerOn || vm.Place.Restart.Generation != 4 || vm.Place.Restart.From != "host-2" || vm.Place.Restarts != 1 ||
+	if vm.Run.Generation != 5 || vm.Run.Wanted != inventory.PowerOn || vm.Place.Restart.Generation != 5 || vm.Place.Restart.From != "host-2" || vm.Place.Restarts != 1 ||
 		!strings.Contains(vm.Place.Restart.Why, "host-2 is dead: it was silent for") {
 		t.Errorf("%+v %+v", vm.Run, vm.Place)
 	}
-	if vm := s.run(off); vm.Run.Generation != 6 || vm.Run.Wanted != inventory.PowerOff || vm.Place.Restarts != 0 || vm.Place.Restart.Generation != 0 {
+	if vm := s.run(off); vm.Run.Generation != 7 || vm.Run.Wanted != inventory.PowerOff || vm.Place.Restarts != 0 || vm.Place.Restart.Generation != 0 {
 		t.Errorf("%+v %+v", vm.Run, vm.Place)
 	}
 	if vm := s.run(stays); vm.Run.Owner != "host-1" || vm.Run.Generation != 1 {
@@ -53,7 +53,7 @@ func TestDeadHost(t *testing.T) {
 	}
 	s.begin("host-2", "boot-2b", inventory.FencedByWatchdog, 8*gib)
 	until(t, "it is back", func() bool { return s.standing("host-2").State == "up" })
-	if vm := s.run(on); vm.Run.Owner != "host-3" || vm.Run.Generation != 4 || s.told("host.back", "host-2") != 1 {
+	if vm := s.run(on); vm.Run.Owner != "host-3" || vm.Run.Generation != 5 || s.told("host.back", "host-2") != 1 {
 		t.Errorf("%+v after its host came back", vm.Run)
 	}
 }
@@ -83,7 +83,7 @@ func TestBlockedHost(t *testing.T) {
 	})
 	until(t, "the VM has another host", func() bool { return s.run(vm).Run.Owner != "host-2" }) // the plan is done with the fence
 	now := s.run(vm)
-	if now.Run.Owner != "host-3" || now.Run.Generation != 4 || now.Place.Blocked != "" || !strings.Contains(now.Place.Restart.Why, "alice has confirmed that it is dead") {
+	if now.Run.Owner != "host-3" || now.Run.Generation != 5 || now.Place.Blocked != "" || !strings.Contains(now.Place.Restart.Why, "alice has confirmed that it is dead") {
 		t.Errorf("%+v %+v", now.Run, now.Place)
 	}
 	if n := s.told("host.blocked", "host-2"); n != 1 || since.IsZero() {
@@ -123,7 +123,7 @@ func TestNoHostFits(t *testing.T) {
 	must(t, s.host["host-2"].PutHostStatus(t.Context(), inventory.HostStatus{MemoryFree: gib}))
 	until(t, "it is given away", func() bool {
 		v := s.run(vm)
-		return v.Run.Owner == "host-2" && v.Place.Blocked == "" && v.Run.Generation == 2
+		return v.Run.Owner == "host-2" && v.Place.Blocked == "" && v.Run.Generation == 3
 	})
 }
 
@@ -148,7 +148,7 @@ func TestOwnerGivesUp(t *testing.T) {
 	}
 	giveUp("host-2")
 	until(t, "host-3 has it", func() bool { return s.run(vm).Run.Owner == "host-3" })
-	if now := s.run(vm); now.Run.Generation != 9 || now.Run.OwnerGaveUp() || now.Place.Restart.Generation != 9 || now.Place.Restart.Why != "host-2 could not start it" {
+	if now := s.run(vm); now.Run.Generation != 11 || now.Run.OwnerGaveUp() || now.Place.Restart.Generation != 11 || now.Place.Restart.Why != "host-2 could not start it" {
 		t.Errorf("%+v %+v", now.Run, now.Place)
 	}
 	must(t, s.host["host-1"].PutHostStatus(t.Context(), inventory.HostStatus{MemoryFree: 1}))

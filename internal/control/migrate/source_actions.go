@@ -245,7 +245,15 @@ func (s *Source) sendDiscard(ctx context.Context) handover.SourceEvent {
 		s.Log.LogAttrs(ctx, slog.LevelWarn, "discard not answered", slog.Any("err", err))
 		return handover.SourceEvent{}
 	}
-	return handover.SourceEvent{Kind: handover.SourceAnswered, Answer: answer, Authority: s.Authority()}
+	var run inventory.VMRun
+	if answer != handover.AnswerDiscarded {
+		if run, _, err = s.Records.Source(ctx, s.VM.ID, s.Attempt); err != nil {
+			return handover.SourceEvent{} // asked again with the next tick
+		}
+	}
+	e := s.Attempt.SourceHears(answer, run)
+	e.Authority = s.Authority()
+	return e
 }
 
 // resumeHere lets the own vCPUs run again; with a short authority it does not even try.

@@ -85,7 +85,7 @@ type Decision struct {
 // docs/architecture.md, "The hand-over rules". That both have discarded is no case of its own: the owner that hears of the
 // heir's word goes on by itself.
 func Decide(c Case) Decision {
-	next := c.Run.Generation + 1
+	next := c.Run.Generation + 2 // the number between is that of a migration's target, also while it is not named heir: it may be in a lock record
 	if !c.Run.Heir.IsZero() && !defect.Seeded.HeirIgnored() {
 		next = max(next, c.Run.Heir.Generation+1) // the heir's number is burnt
 		switch {

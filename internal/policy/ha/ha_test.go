@@ -50,10 +50,7 @@ func rules(c Case) Decision {
 	heirOut := !stands || c.Heir == Dead || c.Owner == Dead && c.HeirDiscarded
 	switch {
 	case ownerOut && heirOut:
-		g := inventory.Generation(8)
-		if stands {
-			g = 9 // the heir's is burnt
-		}
+		g := inventory.Generation(9) // 8 is the heir's, or was that of a migration's target that was not named heir
 		if c.Run.Wanted == inventory.PowerOn {
 			return Decision{Kind: Restart, Generation: g}
 		}

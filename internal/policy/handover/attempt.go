@@ -145,6 +145,42 @@ func (a Attempt) SourceReads(state SourceState, run inventory.VMRun, target inve
 	return told
 }
 
+// SourceHears returns the event that the target's answer to a discard is to the source. An answer other than that it never ran there may come of a fence that
+// this host has not heard of, after which the leader gave the VM to that host or another: then the store's word comes first. run is the run record, read after
+// the answer came; nobody needs it for AnswerDiscarded.
+func (a Attempt) SourceHears(answer Answer, run inventory.VMRun) SourceEvent {
+	if e := a.owner(run); answer != AnswerDiscarded && e.Kind == SourceOwnerOther {
+		return e
+	}
+	return SourceEvent{Kind: SourceAnswered, Answer: answer}
+}
+
+// TargetSettled returns the final word of a host whose part in the attempt is over as it is the VM's owner; ok is false when it is not. One that the leader gave
+// the VM to does not have it by this attempt: whatever of it was there is gone.
+func (a Attempt) TargetSettled(run inventory.VMRun) (word Answer, ok bool) {
+	switch {
+	case run.Owner != a.Target:
+		return "", false
+	case a.Generation != 0 && run.Generation == a.Generation+1:
+		return AnswerRunning, true
+	}
+	return AnswerLost, true
+}
+
+// LeftBehind reports whether a QEMU that a restarted agent finds on the VM's owner is of an attempt to which the agent before put no end, when the leader gave
+// the VM to this very host: it is of no use, and its memory may be older than the disk. One that has loaded may also be the VM's own, which a user has paused
+// after a migration; then the VM was not given here to be started, and is wanted on.
+func LeftBehind(vm inventory.VM, q QEMU) bool {
+	switch q {
+	case QEMUIncoming:
+		return true
+	case QEMULoaded, QEMUPull:
+		return vm.Place.Restart.Generation == vm.Run.Generation || vm.Run.Wanted != inventory.PowerOn
+	case QEMUGone, QEMURuns, QEMUMigrates, QEMUCompleted, QEMUPulls, QEMUPulled:
+	}
+	return false
+}
+
 // Reads reports whether a target in this state asks the store at each tick, for TargetReads.
 func (s TargetState) Reads() bool { return s == TargetIncoming || s == TargetLoadedUp }
 

@@ -5,9 +5,11 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	failure "github.com/godwit-vm/godwit/internal/fault"
 	"github.com/godwit-vm/godwit/internal/inventory"
+	"github.com/godwit-vm/godwit/internal/policy/ha"
 )
 
 const (
@@ -263,6 +265,62 @@ func TestASourceThatComesBackFindsTheVMElsewhere(t *testing.T) {
 	}
 	if slices.ContainsFunc(actions, func(a SourceAction) bool { return a.Kind == ResumeHere }) {
 		t.Errorf("the source lets a VM run that runs on host-3: %+v", actions)
+	}
+}
+
+// The story, seed 20 of test/split: nothing reaches the source's host in the middle of a copy, its authority ends and its QEMU with it, and the leader gives the VM to
+// the migration's very target. When the host is heard again its agent still tells the target to discard. The answer is about a VM that the leader gave, and no
+// word of a rule that was broken.
+func TestTheLeaderGivesTheVMToTheTarget(t *testing.T) {
+	m := inventory.Migration{ID: testID, Spec: inventory.MigrationSpec{Source: from, Target: to}}
+	for _, named := range []bool{true, false} {
+		run := inventory.VMRun{Owner: from, Generation: 7, Wanted: inventory.PowerOn}
+		c := ha.Case{Owner: ha.Dead, Run: run}
+		if named {
+			c.Run.Heir = inventory.Heir{Host: to, Generation: 8, Migration: testID}
+			c.Heir, c.HeirDiscarded = ha.Living, true
+		}
+		d := ha.Decide(c)
+		if d.Kind != ha.Restart {
+			t.Fatalf("heir %t: %+v", named, d)
+		}
+		var vm inventory.VM
+		vm.Run, vm.Place = d.Give(c.Run, vm.Place, to, "host-1 is dead", time.Time{})
+		word, ok := RestoreAttempt(m, vm).TargetSettled(vm.Run)
+		if !ok || word != AnswerLost {
+			t.Errorf("heir %t: the target says %q, %t", named, word, ok)
+		}
+		for _, answer := range []Answer{word, AnswerRunning} {
+			s, _ := NewSource(testID).Step(SourceEvent{Kind: SourceGone})
+			s, actions := s.Step(theTry.SourceHears(answer, vm.Run))
+			if !s.Final() || s.Ends != inventory.Failed || slices.ContainsFunc(actions, func(a SourceAction) bool { return a.Kind == SourceViolation }) {
+				t.Errorf("heir %t, %s: %+v, %+v", named, answer, s, actions)
+			}
+		}
+		for q, want := range map[QEMU]bool{QEMUGone: false, QEMUIncoming: true, QEMULoaded: true, QEMURuns: false} {
+			if got := LeftBehind(vm, q); got != want {
+				t.Errorf("heir %t: what is %s is left behind: %t", named, q, got)
+			}
+		}
+	}
+	// By the migration itself all of that is otherwise: the target says that it has the VM, a source that released nothing takes it for what it is, and
+	// a QEMU that a user has paused is the VM's own.
+	took := inventory.VM{Run: inventory.VMRun{Owner: to, Generation: 8, Wanted: inventory.PowerOn}}
+	if word, ok := RestoreAttempt(m, took).TargetSettled(took.Run); !ok || word != AnswerRunning {
+		t.Errorf("the target says %q, %t", word, ok)
+	}
+	if e := theTry.SourceHears(AnswerRunning, took.Run); e.Kind != SourceAnswered {
+		t.Errorf("%+v", e)
+	}
+	if LeftBehind(took, QEMULoaded) || !LeftBehind(took, QEMUIncoming) {
+		t.Error("what is paused is left behind, or what still loads is not")
+	}
+	here := inventory.VMRun{Owner: from, Generation: 7}
+	if word, ok := theTry.TargetSettled(here); ok {
+		t.Errorf("a target that is not owner says %q", word)
+	}
+	if e := theTry.SourceHears(AnswerDiscarded, inventory.VMRun{Owner: "host-3", Generation: 9}); e.Kind != SourceAnswered || e.Answer != AnswerDiscarded {
+		t.Errorf("%+v", e)
 	}
 }
 

@@ -86,13 +86,14 @@ type Entry struct {
 type Answer string
 
 // The answers. Each is final: a target that gave one never gives another one but for Discarded and Returned, which say the same
-// to a discard and to a release, and for Pulled, which comes after Running.
+// to a discard and to a release, for Pulled, which comes after Running, and for the Lost of a host to which the leader gave the VM after all of
+// them (Attempt.TargetSettled).
 const (
 	AnswerRunning   Answer = "running"   // the target has the VM: it runs or ran there; in post-copy: and pulls still
 	AnswerPulled    Answer = "pulled"    // post-copy: the target has the VM, and needs the source's QEMU no more
 	AnswerReturned  Answer = "returned"  // to a release: it never ran there and never will
 	AnswerDiscarded Answer = "discarded" // to a discard or unasked: it never ran there and never will
-	AnswerLost      Answer = "lost"      // the target's host was rebooted: nothing runs there, but it may have run
+	AnswerLost      Answer = "lost"      // the target's host was rebooted, or has the VM from the leader: nothing of this attempt runs there, but it may have
 )
 
 // has reports whether the journal holds an entry of the kind for the migration.

@@ -59,9 +59,11 @@ var foundOfA = map[qemu]QEMU{
 	gone: QEMUGone,
 }
 
+var foundOfB = map[qemu]QEMU{incoming: QEMUIncoming, loaded: QEMULoaded, running: QEMURuns, gone: QEMUGone}
+
 // foundB is the same of B.
 func (l *lab) foundB(w world) world {
-	q, rebooted := map[qemu]QEMU{incoming: QEMUIncoming, loaded: QEMULoaded, running: QEMURuns, gone: QEMUGone}[w.bQEMU], w.bBoots > 0 && w.bJournal == 0
+	q, rebooted := foundOfB[w.bQEMU], w.bBoots > 0 && w.bJournal == 0
 	switch {
 	case w.pull && q == QEMULoaded:
 		q = QEMUPull

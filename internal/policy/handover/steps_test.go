@@ -165,7 +165,12 @@ func (l *lab) sourceSteps(w world, add adder) {
 	}
 	for _, a := range allAnswers {
 		if w.msgs&answers[a] != 0 {
-			tell(able, "A hears "+string(a), w, SourceEvent{Kind: SourceAnswered, Answer: a})
+			e := SourceEvent{Kind: SourceAnswered, Answer: a}
+			if s.State != SourceReleased && a != AnswerReturned { // to a discard, and not to the release
+				e = theAttempt.SourceHears(a, l.record(w))
+				e.Why = ""
+			}
+			tell(able, "A hears "+string(a), w, e)
 		}
 	}
 	tell(able, "A ticks", w, SourceEvent{Kind: SourceTick})
@@ -312,6 +317,9 @@ func (l *lab) targetSteps(w world, add adder) {
 		id, n.bNews = shift(w.bNews)
 		e := l.tNews.vals[id]
 		add(able, l.tellB(n, e), "B hears", string(e.Kind))
+	}
+	if w.msgs&(msgRelease|msgDiscard) != 0 && l.targetOf(w).Final() {
+		add(able, l.restoredB(w), "B, which has forgotten it, is asked") // and hears what, below
 	}
 	if w.msgs&msgRelease != 0 {
 		tell("B hears release", TargetReleased)
@@ -576,15 +584,37 @@ func (l *lab) restartB(w world) world {
 	if l.mode == inventory.PostCopy {
 		w = l.broken(w)
 	}
-	t := l.restoreB(testID, w.bJournal.entries())
-	t.Mode = l.mode
-	w.b, w.bActs, w.bNews = l.target(t), [6]uint8{}, [6]uint8{}
-	w = l.foundB(w)
+	w = l.restoredB(w)
 	if w.cut && w.pull && w.bQEMU != gone {
 		w.listens = false
 		w = l.newsB(w, TargetPullPaused)
 	}
 	return w
+}
+
+// restoredB is a machine of B's that begins anew with what journal, store and QEMU say. An owner has none unless it pulls, and
+// answers by the record.
+func (l *lab) restoredB(w world) world {
+	if word, ok := theAttempt.TargetSettled(l.record(w)); ok && (word == AnswerLost || !w.pull || w.bQEMU == gone) {
+		vm := inventory.VM{Run: l.record(w)}
+		vm.Run.Wanted = inventory.PowerOn
+		if word == AnswerLost {
+			vm.Place.Restart.Generation = vm.Run.Generation
+		}
+		if LeftBehind(vm, foundOfB[w.bQEMU]) {
+			w = l.killB(w)
+		}
+		t := Target{Migration: testID, Mode: l.mode, State: TargetOwner}
+		if word == AnswerLost {
+			t.State = TargetLost
+		}
+		w.b, w.bActs, w.bNews = l.target(t), [6]uint8{}, [6]uint8{}
+		return w
+	}
+	t := l.restoreB(testID, w.bJournal.entries())
+	t.Mode = l.mode
+	w.b, w.bActs, w.bNews = l.target(t), [6]uint8{}, [6]uint8{}
+	return l.foundB(w)
 }
 
 // leaderSteps are fences and cold starts: by HA elsewhere, or by an owner whose VM has crashed.
@@ -602,6 +632,9 @@ func (l *lab) leaderSteps(w world, add adder) {
 	owner := l.owner(w)
 	if d := l.decides(w); w.cold == 0 && d.Kind == ha.Restart {
 		add(true, l.restart(w, hostC, d.Generation), "HA starts the VM on C")
+		if w.bAuth == good && !w.bFenced {
+			add(true, l.stored(w, inventory.VMRun{Owner: hostB, Generation: min(d.Generation, 3)}), "HA gives the VM to B") // which starts it below
+		}
 	}
 	generation := l.record(w).Generation + 1
 	if owner == hostA && w.cold != 'A' && !l.heir(w) && w.aQEMU == gone && l.sourceOf(w).Final() && w.aAuth == good && !w.aFenced {
