@@ -207,7 +207,7 @@ func with(set func(*rules)) rules {
 // of what may be left, of the store and the leader. Each is walked as the rules themselves are, with one fault or two.
 func TestTheExplorerFindsWhatIsLostOrLeft(t *testing.T) {
 	const two, stale, stuck, memory, source, number = "two running", "stale memory", "stuck", "memory lost", "source lost", "generation used twice"
-	pre1 := walk{budget: 1}
+	pre1, pre2 := walk{budget: 1}, walk{budget: 2}
 	post0, post1, post2 := walk{mode: inventory.PostCopy}, walk{mode: inventory.PostCopy, budget: 1}, walk{mode: inventory.PostCopy, budget: 2}
 	list := []struct {
 		brokenRule
@@ -231,6 +231,9 @@ func TestTheExplorerFindsWhatIsLostOrLeft(t *testing.T) {
 		}), []string{stuck}}, pre1},
 		{brokenRule{"the generation of a failed attempt is used again", 0, with(func(r *rules) { r.unburnt = true }), []string{number}}, pre1},
 		{brokenRule{"a leader's write is not compared with what it was decided on", 0, with(func(r *rules) { r.trustPlan = true }), []string{two}}, walk{budget: 1, free: true}},
+		{brokenRule{"the leader gives the number of an heir that was not named", 0, with(func(r *rules) { r.noGap = true }), []string{"A reports a violation"}}, pre2},
+		{brokenRule{"the leader's gift is taken for the migration's", 0, with(func(r *rules) { r.credulous = true }), []string{"A reports a violation"}}, pre2},
+		{brokenRule{"what a migration left is taken for the VM's own", 0, with(func(r *rules) { r.keepsLeft = true }), []string{stuck}}, pre2},
 		{brokenRule{"a source that gave its memory up does not hear that the target discarded", 0, sourceDefect(func(s Source, e SourceEvent, next *Source, actions *[]SourceAction) {
 			if s.State == SourceDropped && e.Kind == SourceAnswered {
 				*next, *actions = s, nil

@@ -166,7 +166,7 @@ func (l *lab) sourceSteps(w world, add adder) {
 	for _, a := range allAnswers {
 		if w.msgs&answers[a] != 0 {
 			e := SourceEvent{Kind: SourceAnswered, Answer: a}
-			if s.State != SourceReleased && a != AnswerReturned { // to a discard, and not to the release
+			if s.State != SourceReleased && a != AnswerReturned && !l.credulous { // to a discard, and not to the release
 				e = theAttempt.SourceHears(a, l.record(w))
 				e.Why = ""
 			}
@@ -601,11 +601,11 @@ func (l *lab) restoredB(w world) world {
 		if word == AnswerLost {
 			vm.Place.Restart.Generation = vm.Run.Generation
 		}
-		if LeftBehind(vm, foundOfB[w.bQEMU]) {
+		if LeftBehind(vm, foundOfB[w.bQEMU]) && !l.keepsLeft {
 			w = l.killB(w)
 		}
 		t := Target{Migration: testID, Mode: l.mode, State: TargetOwner}
-		if word == AnswerLost {
+		if word == AnswerLost && !l.credulous {
 			t.State = TargetLost
 		}
 		w.b, w.bActs, w.bNews = l.target(t), [6]uint8{}, [6]uint8{}
@@ -633,7 +633,11 @@ func (l *lab) leaderSteps(w world, add adder) {
 	if d := l.decides(w); w.cold == 0 && d.Kind == ha.Restart {
 		add(true, l.restart(w, hostC, d.Generation), "HA starts the VM on C")
 		if w.bAuth == good && !w.bFenced {
-			add(true, l.stored(w, inventory.VMRun{Owner: hostB, Generation: min(d.Generation, 3)}), "HA gives the VM to B") // which starts it below
+			n := l.stored(w, inventory.VMRun{Owner: hostB, Generation: min(d.Generation, 3)}) // which starts it below
+			if l.noGap && !w.heirs {
+				n = l.stored(w, inventory.VMRun{Owner: hostB, Generation: theAttempt.Generation + 1})
+			}
+			add(true, n, "HA gives the VM to B")
 		}
 	}
 	generation := l.record(w).Generation + 1

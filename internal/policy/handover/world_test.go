@@ -181,6 +181,9 @@ type rules struct {
 	trustPlan bool // a leader's write is not compared with what it was decided on
 	clearEver bool // the source's agent clears the heir whenever it likes
 	secondTry bool // the source lets QEMU try again under the same migration id
+	noGap     bool // the leader gives the number that a target has whose heir was not named
+	credulous bool // whoever owns the VM says that it has it by the migration, and the source believes it
+	keepsLeft bool // a restarted target takes what a migration left for the VM's own
 	walk
 }
 
