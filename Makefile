@@ -36,9 +36,9 @@ man: build ## manual pages and shell completion in bin/share
 demo: setup build ## three hosts on this machine, a Linux guest that moves between them, nothing lost
 	@bin/godwit-demo $(DEMOFLAGS)
 
-# The gate and the runs of real clusters come first: they take the longest, and wait for much of that.
+# The gate and the runs of real clusters come first: they take the longest, and wait for much of that. Vetting is make check's.
 test: setup build ## all tests, with real QEMU, under the race detector
-	@CGO_ENABLED=1 go test -race -timeout 18m ./test/gate ./test/split ./...
+	@CGO_ENABLED=1 go test -race -vet=off -timeout 18m ./test/gate ./test/split ./...
 
 imagetest: setup ## a real cloud image, built here with mmdebstrap, made a VM and entered by SSH; minutes
 	@image=$${GODWIT_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/godwit}/cloud/debian-12.raw; \
