@@ -363,9 +363,10 @@ func arrived(ctx context.Context, process *qemu.Process) (handover.QEMU, error) 
 	return handover.QEMURuns, nil
 }
 
-// endLeft ends what a migration left of a VM that the leader has given to this host since, and returns what is left of it then.
+// endLeft ends what a migration left of a VM that the leader has given to this host since, and returns what is left of it then. A QEMU that stands for want of
+// authority only has run here, and is the VM's own.
 func (a *Agent) endLeft(ctx context.Context, stored inventory.VM, process *qemu.Process) (*qemu.Process, error) {
-	if process == nil || stored.Run.Owner != a.Host() {
+	if process == nil || stored.Run.Owner != a.Host() || halted(a.runDirOf(stored.ID)) {
 		return process, nil
 	}
 	q, err := arrived(ctx, process)

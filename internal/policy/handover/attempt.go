@@ -169,16 +169,10 @@ func (a Attempt) TargetSettled(run inventory.VMRun) (word Answer, ok bool) {
 
 // LeftBehind reports whether a QEMU that a restarted agent finds on the VM's owner is of an attempt to which the agent before put no end, when the leader gave
 // the VM to this very host: it is of no use, and its memory may be older than the disk. One that has loaded may also be the VM's own, which a user has paused
-// after a migration; then the VM was not given here to be started, and is wanted on.
+// after a migration: then the VM was not given here to be started, and is wanted on. While an heir stands the owner is a source, and has the VM.
 func LeftBehind(vm inventory.VM, q QEMU) bool {
-	switch q {
-	case QEMUIncoming:
-		return true
-	case QEMULoaded, QEMUPull:
-		return vm.Place.Restart.Generation == vm.Run.Generation || vm.Run.Wanted != inventory.PowerOn
-	case QEMUGone, QEMURuns, QEMUMigrates, QEMUCompleted, QEMUPulls, QEMUPulled:
-	}
-	return false
+	given := vm.Place.Restart.Generation == vm.Run.Generation || vm.Run.Wanted != inventory.PowerOn
+	return given && vm.Run.Heir.IsZero() && (q == QEMUIncoming || q == QEMULoaded || q == QEMUPull)
 }
 
 // Reads reports whether a target in this state asks the store at each tick, for TargetReads.

@@ -312,8 +312,12 @@ func TestTheLeaderGivesTheVMToTheTarget(t *testing.T) {
 	if e := theTry.SourceHears(AnswerRunning, took.Run); e.Kind != SourceAnswered {
 		t.Errorf("%+v", e)
 	}
-	if LeftBehind(took, QEMULoaded) || !LeftBehind(took, QEMUIncoming) {
-		t.Error("what is paused is left behind, or what still loads is not")
+	if LeftBehind(took, QEMULoaded) || LeftBehind(took, QEMUIncoming) {
+		t.Error("the VM's own QEMU is left behind")
+	}
+	leaves := inventory.VM{Run: inventory.VMRun{Owner: to, Generation: 9, Heir: inventory.Heir{Host: from, Generation: 10}}}
+	if leaves.Place.Restart.Generation = 9; LeftBehind(leaves, QEMULoaded) {
+		t.Error("the QEMU of a source is left behind")
 	}
 	here := inventory.VMRun{Owner: from, Generation: 7}
 	if word, ok := theTry.TargetSettled(here); ok {
