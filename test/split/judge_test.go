@@ -63,7 +63,7 @@ func TestTheJudgeSeesTwoCopies(t *testing.T) {
 		t.Fatalf("the first copy does not write: %v", err)
 	}
 	bad := strings.Join(oracle.Check(w.oracle.Log(), w.images()), "\n")
-	if !strings.Contains(bad, "generation 1 writes after generation 2 did") {
+	if !strings.Contains(bad, "generation 1 writes after generation 3 did") {
 		t.Errorf("two copies wrote, and the judge says %q of\n%s", bad, strings.Join(oracle.Story(w.oracle.Log(), w.images()), "\n"))
 	}
 }
