@@ -49,6 +49,7 @@ const (
 
 // MemoryStream finds the connection over which the process, an agent, receives or sends a VM's memory: of those between agents the one
 // that has carried most so far. It takes the file descriptor out of that process (pidfd_getfd(2)), which needs root or CAP_SYS_PTRACE.
+// Error: ENOTCONN when there is none, or none any more.
 func MemoryStream(pid int) (*Wire, error) {
 	var best *Wire
 	var most uint64
@@ -63,7 +64,7 @@ func MemoryStream(pid int) (*Wire, error) {
 		return nil, errors.Join(err, best.Close())
 	}
 	if best == nil {
-		return nil, fmt.Errorf("process %d has no connection to another agent that carried %d bytes", pid, wireBytesMin)
+		return nil, fmt.Errorf("process %d has no connection to another agent that carried %d bytes: %w", pid, wireBytesMin, unix.ENOTCONN)
 	}
 	return best, nil
 }

@@ -127,7 +127,9 @@ func (t *trial) strike(ctx context.Context) (over time.Time, err error) {
 		}
 		return time.Now(), nil
 	}
-	if err := where.reach(ctx, t); err != nil {
+	if err := where.reach(ctx, t); errors.Is(err, syscall.ENOTCONN) {
+		return over, fmt.Errorf("%w: the stream was gone before the phase was held: %w", errMissed, err)
+	} else if err != nil {
 		return over, err
 	}
 	ticks, err := uptime(t.running())
