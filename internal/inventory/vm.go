@@ -176,6 +176,9 @@ type Restart struct {
 	At         time.Time
 }
 
+// Gave reports whether the owner in the run record has the VM by this restart: it has taken no generation of its own since, and no migration has moved the VM.
+func (r Restart) Gave(run VMRun) bool { return r.Generation != 0 && r.Generation == run.Generation }
+
 // VMState is what a VM does now, in the field's words.
 type VMState int
 

@@ -144,7 +144,7 @@ func (a *agent) start(v *vm, done func(bool)) {
 		if run.Owner != h.id || run.Wanted != inventory.PowerOn || !run.Heir.IsZero() {
 			return errConflict
 		}
-		if place.Restart.Generation != run.Generation || v.disk.taken(run.Generation) || run.OwnerGaveUp() || l.spent == run.Generation {
+		if !place.Restart.Gave(run) || v.disk.taken(run.Generation) || run.OwnerGaveUp() || l.spent == run.Generation {
 			run.Generation++
 			s.records.run[v.i].put(s.records.next(), run)
 		}

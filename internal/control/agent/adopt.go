@@ -132,11 +132,7 @@ func (a *Agent) endLost(ctx context.Context, stored inventory.VM, process *qemu.
 		return process
 	}
 	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending a vm that was here when this host was fenced", slog.String("vm", string(stored.ID)))
-	err := process.Kill(ctx)
-	if err == nil {
-		err = process.Cleanup()
-	}
-	if err != nil {
+	if err := end(ctx, process); err != nil {
 		a.Log.LogAttrs(ctx, slog.LevelError, "it does not end", slog.String("vm", string(stored.ID)), slog.Any("err", err))
 		return process
 	}
@@ -191,6 +187,11 @@ func (a *Agent) adoptVM(ctx context.Context, stored inventory.VM, process *qemu.
 	}
 	// Another host's VM: what is left here was given up and must not run again.
 	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending a copy that belongs elsewhere", slog.String("vm", string(stored.ID)), slog.String("owner", string(run.Owner)))
+	return end(ctx, process)
+}
+
+// end kills a QEMU that was found, and removes what it leaves.
+func end(ctx context.Context, process *qemu.Process) error {
 	if err := process.Kill(ctx); err != nil {
 		return err
 	}
@@ -374,10 +375,10 @@ func (a *Agent) endLeft(ctx context.Context, stored inventory.VM, process *qemu.
 		return process, err
 	}
 	a.Log.LogAttrs(ctx, slog.LevelWarn, "ending what a migration left of a vm that is to start here", slog.String("vm", string(stored.ID)))
-	if err := process.Kill(ctx); err != nil {
+	if err := end(ctx, process); err != nil {
 		return process, err
 	}
-	return nil, process.Cleanup()
+	return nil, nil
 }
 
 // standing asks a QEMU what it does and where its migration is.

@@ -204,10 +204,13 @@ func (a *Agent) Release(ctx context.Context, id inventory.MigrationID, source in
 	if err != nil {
 		return migrate.ReleaseAnswer{}, err
 	}
-	if target == nil {
-		return migrate.ReleaseAnswer{Running: word == handover.AnswerRunning, Lost: word == handover.AnswerLost, Reason: "it is the owner already"}, nil
+	switch {
+	case target != nil:
+		return target.Release(ctx)
+	case word == handover.AnswerLost:
+		return migrate.ReleaseAnswer{Lost: true, Reason: "the leader has given the VM to its host since"}, nil
 	}
-	return target.Release(ctx)
+	return migrate.ReleaseAnswer{Running: true, Reason: "it is the owner already"}, nil
 }
 
 // Discard drops this host's side of a migration for good, if that can still be, and returns the final word on it.

@@ -37,7 +37,7 @@ func newRevival(why string, generation inventory.Generation) *revival {
 // with this generation then.
 func (a *Agent) reassigned(vm inventory.VM) (*revival, bool) {
 	r := vm.Place.Restart
-	if vm.Run.Owner != a.Host() || !vm.Run.Heir.IsZero() || vm.Run.Wanted != inventory.PowerOn || r.Generation == 0 || r.Generation != vm.Run.Generation {
+	if vm.Run.Owner != a.Host() || !vm.Run.Heir.IsZero() || vm.Run.Wanted != inventory.PowerOn || !r.Gave(vm.Run) {
 		return nil, false
 	}
 	generation := r.Generation

@@ -105,10 +105,7 @@ func (a *Agent) endCopy(ctx context.Context, id inventory.VMID) error {
 	if process == nil {
 		return nil // nothing runs
 	}
-	if err := process.Kill(within); err != nil {
-		return err
-	}
-	return process.Cleanup()
+	return end(within, process)
 }
 
 // takeRestored makes this host the owner of a VM that runs here, when the newest lock record says that it is. Only the restored record is

@@ -102,7 +102,7 @@ func (p *pass) endMigrations(ctx context.Context) error {
 		}
 		status := m.Status
 		status.Phase, status.Reason, status.Ended = inventory.Failed, string(m.Spec.Source)+" died in the middle of it", time.Now()
-		if err == nil && vm.Run.Owner == m.Spec.Target && vm.Place.Restart.Generation != vm.Run.Generation {
+		if err == nil && vm.Run.Owner == m.Spec.Target && !vm.Place.Restart.Gave(vm.Run) {
 			status.Phase, status.Reason = inventory.Completed, "" // the heir had it by then
 		}
 		if err := p.term.Writer().PutMigrationStatus(ctx, m.ID, status); err != nil && !fault.Is(err, fault.Conflict) {

@@ -40,7 +40,7 @@ func RestoreAttempt(m inventory.Migration, vm inventory.VM) Attempt {
 	a := NewAttempt(m, vm.Run)
 	switch {
 	case vm.Run.Owner == a.Source:
-	case vm.Run.Owner == a.Target && vm.Run.Generation > 0 && vm.Place.Restart.Generation != vm.Run.Generation:
+	case vm.Run.Owner == a.Target && vm.Run.Generation > 0 && !vm.Place.Restart.Gave(vm.Run):
 		a.Generation--
 	default:
 		a.Generation = 0
@@ -171,7 +171,7 @@ func (a Attempt) TargetSettled(run inventory.VMRun) (word Answer, ok bool) {
 // the VM to this very host: it is of no use, and its memory may be older than the disk. One that has loaded may also be the VM's own, which a user has paused
 // after a migration: then the VM was not given here to be started, and is wanted on. While an heir stands the owner is a source, and has the VM.
 func LeftBehind(vm inventory.VM, q QEMU) bool {
-	given := vm.Place.Restart.Generation == vm.Run.Generation || vm.Run.Wanted != inventory.PowerOn
+	given := vm.Place.Restart.Gave(vm.Run) || vm.Run.Wanted != inventory.PowerOn
 	return given && vm.Run.Heir.IsZero() && (q == QEMUIncoming || q == QEMULoaded || q == QEMUPull)
 }
 
