@@ -55,11 +55,24 @@ func ownerMain(path string) {
 			return
 		}
 	}
-	_, _ = fmt.Fprintln(log, "cleared", os.Getpid())
-	go line.Beat(ctx, func(context.Context) error { return nil })
+	served := make(chan struct{})
+	proofs := 0
+	go line.Beat(ctx, func(context.Context) error {
+		// As in roleMain: the first sign of life has been said.
+		if proofs++; proofs == 2 {
+			close(served)
+		}
+		return nil
+	})
 	for {
 		if err := line.Authority(ctx, fences, host.Boottime()+swift.Lease); err != nil {
 			_, _ = fmt.Fprintln(log, "error", err)
+		}
+		select {
+		case <-served:
+			_, _ = fmt.Fprintln(log, "cleared", os.Getpid())
+			served = nil
+		default:
 		}
 		time.Sleep(swift.RenewEvery)
 	}
