@@ -77,11 +77,10 @@ func TestWatchdog(t *testing.T) {
 		armed(t, second)
 	})
 	t.Run("the whole machine", func(t *testing.T) {
-		began := host.Boottime()
 		if err := second.Freeze(); err != nil {
 			t.Fatal(err)
 		}
-		gone(t, second, began)
+		gone(t, second, host.Boottime())
 		if err := second.Up(step(t)); err != nil {
 			t.Fatal(err)
 		}
@@ -104,11 +103,10 @@ func TestWatchdog(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		began := host.Boottime()
-		if err := syscall.Kill(warden, syscall.SIGSTOP); err != nil {
+		if err := lab.Stop(step(t), warden); err != nil {
 			t.Fatal(err)
 		}
-		gone(t, third, began)
+		gone(t, third, host.Boottime())
 	})
 	// The VM of the machine that was reset was started there again, and runs on without a warden.
 	vm, err := second.VM(step(t), vms[second])
@@ -145,17 +143,17 @@ func armed(t *testing.T, h *lab.Host) {
 	}
 }
 
-// gone demands that the machine is reset in time when nothing feeds its watchdog from began on, and that nothing is left of what ran there.
-func gone(t *testing.T, h *lab.Host, began time.Duration) {
+// gone demands that the machine is reset in time when nothing feeds its watchdog from stood on, and that nothing is left of what ran there.
+func gone(t *testing.T, h *lab.Host, stood time.Duration) {
 	t.Helper()
 	r, err := h.WaitReset(step(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%s was reset %v after it stood still, and its last process was dead %v later", h.Name, (r.Fired - began).Round(time.Millisecond), (r.Dead - r.Fired).Round(time.Millisecond))
+	t.Logf("%s was reset %v after it stood still, and its last process was dead %v later", h.Name, (r.Fired - stood).Round(time.Millisecond), (r.Dead - r.Fired).Round(time.Millisecond))
 	s := authority.Default()
-	if r.Due > began+s.Watchdog || r.Late() > s.Lease-s.Reset {
-		t.Errorf("it was to be reset %v after it stood still, and was dead %v after that", r.Due-began, r.Late())
+	if r.Due > stood+s.Watchdog || r.Late() > s.Lease-s.Reset {
+		t.Errorf("it was to be reset %v after it stood still, and was dead %v after that", r.Due-stood, r.Late())
 	}
 	if left := h.Processes(); len(left) > 0 {
 		t.Errorf("processes %v outlive their machine", left)

@@ -1,10 +1,12 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
@@ -13,17 +15,14 @@ import (
 // Processes lists the host's processes, without asking anybody.
 func (h *Host) Processes() []int { return named(h.Folder()) }
 
-// Freeze stops every process of the host, as a machine stops whose virtual machine is paused; Thaw lets them go on.
+// Freeze stops every process of the host, as a machine stops whose virtual machine is paused; Thaw lets them go on. When it returns none of
+// them does anything any more.
 func (h *Host) Freeze() error {
 	for {
 		running := 0
 		for _, pid := range h.Processes() {
-			p, err := procfs.NewProc(pid)
-			if err != nil {
-				continue // ended
-			}
-			if stat, err := p.Stat(); err != nil || strings.Contains("TtZXD", stat.State) {
-				continue // one that waits in the kernel stops when it leaves it
+			if stands(pid) {
+				continue
 			}
 			running++
 			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -34,6 +33,35 @@ func (h *Host) Freeze() error {
 			return nil
 		}
 	}
+}
+
+// Stop stops a process and returns when it does nothing any more, which may be a while after the signal: each of its threads stops when it gets a
+// processor the next time, or leaves the kernel.
+func Stop(ctx context.Context, pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("stop process %d: %w", pid, err)
+	}
+	return Until(ctx, 10*time.Second, func() error {
+		if !stands(pid) {
+			return fmt.Errorf("process %d was stopped and runs still", pid)
+		}
+		return nil
+	})
+}
+
+// stands reports whether no thread of the process runs, or the process has ended.
+func stands(pid int) bool {
+	threads, err := procfs.AllThreads(pid)
+	if err != nil {
+		return true // ended
+	}
+	for _, thread := range threads {
+		// One that waits in the kernel (D) stops when it leaves it.
+		if stat, err := thread.Stat(); err == nil && !strings.Contains("TtZXD", stat.State) {
+			return false
+		}
+	}
+	return true
 }
 
 // Thaw lets every process of the host go on.
