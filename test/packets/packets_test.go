@@ -60,8 +60,9 @@ func TestNoPacketIsLost(t *testing.T) {
 		target = "packets-bridge"
 	}
 	command := fmt.Sprintf("make %s MIGRATIONS=%d ABORTS=%d RATE=%d", target, migrations, aborts, rate)
+	runs := 1
 	if migrations == 0 {
-		migrations, aborts = 3, 2
+		migrations, aborts, runs = 3, 2, ciRuns
 		if rate == 0 {
 			rate = ciRate
 		}
@@ -69,29 +70,44 @@ func TestNoPacketIsLost(t *testing.T) {
 	if rate == 0 {
 		rate = keptRate
 	}
-	c := &course{t: t, rate: rate, result: result{Driver: "user-space", Rate: rate, Commit: commit, Command: command, Load: load()}}
-	if *bridgeFlag {
-		c.result.Driver = "bridge"
-	}
-	if kernels, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
-		c.result.Nice = 20 - kernels // as the system call has it (getpriority(2))
-	}
-	c.begin()
-	c.fly(migrations, aborts)
-	c.land()
-	r := &c.result
-	r.Load += ", then " + load()
-	r.judge(migrations, aborts)
-	t.Logf("%s: %d migrations, %d aborted, %.0f s; to the guest %d packets, %.0f/s: %d lost, %d twice, %d late; from it %d, %.0f/s: %d lost, %d twice, %d late; stalls %+v, drops %v",
-		r.Verdict, len(r.Migrations), len(r.Aborts), r.Seconds, r.ToGuest.Sent, r.ToGuest.PerSec, r.ToGuest.Lost, r.ToGuest.Doubled, r.ToGuest.Late,
-		r.FromGuest.Sent, r.FromGuest.PerSec, r.FromGuest.Lost, r.FromGuest.Doubled, r.FromGuest.Late, r.Stalls, r.Drops)
-	if r.Verdict != "none lost" && r.Verdict != "measured" {
-		t.Error(strings.Join(r.Wrong, "\n"))
-	}
-	if err := keep(*keepFlag, *r); err != nil {
-		t.Error(err)
+	for left := runs - 1; left >= 0; left-- {
+		r := result{Driver: "user-space", Rate: rate, Commit: commit, Command: command, Load: load()}
+		t.Run(fmt.Sprintf("run %d", runs-left), func(t *testing.T) {
+			c := &course{t: t, rate: rate, result: r}
+			if *bridgeFlag {
+				c.result.Driver = "bridge"
+			}
+			if kernels, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+				c.result.Nice = 20 - kernels // as the system call has it (getpriority(2))
+			}
+			c.begin()
+			c.fly(migrations, aborts)
+			c.land()
+			r = c.result
+			r.Load += ", then " + load()
+			r.judge(migrations, aborts)
+			t.Logf("%s: %d migrations, %d aborted, %.0f s; to the guest %d packets, %.0f/s: %d lost, %d twice, %d late; from it %d, %.0f/s: %d lost, %d twice, %d late; stalls %+v, drops %v",
+				r.Verdict, len(r.Migrations), len(r.Aborts), r.Seconds, r.ToGuest.Sent, r.ToGuest.PerSec, r.ToGuest.Lost, r.ToGuest.Doubled, r.ToGuest.Late,
+				r.FromGuest.Sent, r.FromGuest.PerSec, r.FromGuest.Lost, r.FromGuest.Doubled, r.FromGuest.Late, r.Stalls, r.Drops)
+			if r.Verdict == "invalid" && left > 0 {
+				t.Log(strings.Join(r.Wrong, "\n"))
+				return
+			}
+			if r.Verdict != "none lost" && r.Verdict != "measured" {
+				t.Error(strings.Join(r.Wrong, "\n"))
+			}
+			if err := keep(*keepFlag, r); err != nil {
+				t.Error(err)
+			}
+		})
+		if t.Failed() || r.Verdict != "invalid" {
+			break
+		}
 	}
 }
+
+// ciRuns bounds the runs of the short form: one on a machine that was too busy says nothing, and is done again.
+const ciRuns = 2
 
 // ciRate is that of the short form: it runs beside other tests, on processors that emulate other guests.
 const ciRate = 2_000

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -137,14 +138,18 @@ func gatherTasks(kvs []*mvccpb.KeyValue) ([]inventory.Task, error) {
 
 // Events returns all events as of one moment, oldest first.
 func (s *Store) Events(ctx context.Context) ([]inventory.Event, error) {
-	events, _, err := s.events(ctx)
+	events, _, err := s.events(ctx, nil)
 	return events, err
 }
 
-func (s *Store) events(ctx context.Context) ([]inventory.Event, int64, error) {
+// events returns all events, oldest first or in the order asked for, and the revision at which they are all.
+func (s *Store) events(ctx context.Context, order func(a, b *mvccpb.KeyValue) int) ([]inventory.Event, int64, error) {
 	resp, err := s.get(ctx, rootEvent, clientv3.WithPrefix())
 	if err != nil {
 		return nil, 0, fault.Wrap("list", "events", err)
+	}
+	if order != nil {
+		slices.SortStableFunc(resp.Kvs, order)
 	}
 	events := make([]inventory.Event, 0, len(resp.Kvs))
 	for _, kv := range resp.Kvs {
@@ -155,6 +160,11 @@ func (s *Store) events(ctx context.Context) ([]inventory.Event, int64, error) {
 		events = append(events, e)
 	}
 	return events, resp.Header.GetRevision(), nil
+}
+
+// asWritten orders records as they were written, as a watch has them.
+func asWritten(a, b *mvccpb.KeyValue) int {
+	return cmp.Compare(a.GetCreateRevision(), b.GetCreateRevision())
 }
 
 func readEvent(kv *mvccpb.KeyValue) (inventory.Event, error) {
@@ -169,7 +179,7 @@ func readEvent(kv *mvccpb.KeyValue) (inventory.Event, error) {
 // they are written: an event that its host could not write for a while comes late. While the store is away it is silent, and nothing is
 // lost of what is still there afterwards. It returns the error of the first look, past or next, or nil when ctx ended.
 func (s *Store) FollowEvents(ctx context.Context, past func([]inventory.Event) error, next func(inventory.Event) error) error {
-	events, revision, err := s.events(ctx)
+	events, revision, err := s.events(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -200,7 +210,7 @@ func (s *Store) FollowEvents(ctx context.Context, past func([]inventory.Event) e
 			return nil
 		case <-time.After(watchRetry):
 		}
-		events, now, err := s.events(ctx)
+		events, now, err := s.events(ctx, asWritten)
 		if err != nil {
 			continue
 		}

@@ -132,6 +132,46 @@ func TestEventsAreFollowedOverARestartOfTheStore(t *testing.T) {
 	}
 }
 
+// The story: a follower is so slow that the store has compacted what it has not seen yet, and its watch cannot go on from there. It sees all of it
+// nevertheless, in the order in which it was written, which is not that of the events' times.
+func TestEventsThatWereCompactedComeAsTheyWereWritten(t *testing.T) {
+	s, w := start(t)
+	now := time.Now()
+	seen := make(chan string, 16)
+	ctx, done := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	looked, released := make(chan struct{}), make(chan struct{})
+	go func() {
+		ended <- s.FollowEvents(ctx, func([]inventory.Event) error {
+			close(looked)
+			<-released
+			return nil
+		}, func(e inventory.Event) error { seen <- e.Message; return nil })
+	}()
+	<-looked
+	for i := range 3 {
+		must(t, w.Record(t.Context(), nil, []inventory.Event{someEvent(now.Add(time.Duration(3-i)*time.Minute), fmt.Sprint(i))}))
+	}
+	h, err := s.Health(t.Context())
+	must(t, err)
+	must(t, s.Compact(t.Context(), h.Revision))
+	close(released)
+	for _, want := range []string{"0", "1", "2"} {
+		select {
+		case got := <-seen:
+			if got != want {
+				t.Errorf("saw %q, not %q", got, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%q is not seen", want)
+		}
+	}
+	done()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // The story: of many who claim a key at once one gets it; when that one's agent is started again, one of the others takes over and knows
 // what it was about to make; an answer is final.
 func TestOneOfManyClaimsARequest(t *testing.T) {
