@@ -16,6 +16,10 @@ import (
 	"github.com/godwit-vm/godwit/internal/policy/authority"
 )
 
+// connectBefore is how long before the authority's end StandBy connects to the QEMUs: from the end on it has a second for all of them, and a busy
+// one takes its time to greet. An agent whose store answers is not delayed by it.
+const connectBefore = 1500 * time.Millisecond
+
 // StandBy keeps the warden from killing VMs whose agent has ended while the store is away: when the authority that it has left is over it stops
 // them, as that agent would have. It runs until ctx ends, which is when this agent has a claim of its own, until everything stands, or until the
 // warden has done its part. Who arbitrates a VM's storage stands in the store, so all of them stop; the claim lets them run on.
@@ -25,66 +29,107 @@ func StandBy(ctx context.Context, c AuthorityConfig) {
 		return
 	}
 	left := authority.NewAgent(c.Settings, fences, until, host.Boottime()).Left(host.Boottime())
+	over := time.Now().Add(left)
 	ctx, done := context.WithTimeout(ctx, left+c.Settings.Freeze-c.Settings.Stop)
 	defer done()
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(left):
-	}
+	rest(ctx, left-connectBefore)
 	if ctx.Err() != nil {
-		return // long ago: what lives is frozen
+		return // the store answers; or that was long ago, and what lives is frozen
+	}
+	dirs, err := os.ReadDir(filepath.Join(c.RunDir, "vms")) // no agent is there that would start another
+	if err != nil && !os.IsNotExist(err) {
+		c.Log.LogAttrs(ctx, slog.LevelWarn, "vms cannot be stopped, their warden will end them", slog.Any("err", err))
+	}
+	qemus := make([]orphan, len(dirs))
+	for i, d := range dirs {
+		qemus[i] = orphan{id: inventory.VMID(d.Name()), dir: runDirIn(c.RunDir, inventory.VMID(d.Name()))}
+		defer qemus[i].hangUp()
+	}
+	before, connected := context.WithDeadline(ctx, over)
+	_ = every(qemus, func(o *orphan) error { return o.connect(before) }) // one that does not answer yet is asked again
+	connected()
+	rest(ctx, time.Until(over))
+	if ctx.Err() != nil {
+		return
 	}
 	c.Log.LogAttrs(ctx, slog.LevelWarn, "vms are stopped: the authority of this host's former agent is over, and the store does not answer")
-	for !c.standAll(ctx) && ctx.Err() == nil {
+	for ctx.Err() == nil {
+		err := every(qemus, func(o *orphan) error { return c.stand(ctx, o) })
+		if err == nil {
+			return
+		}
+		c.Log.LogAttrs(ctx, slog.LevelWarn, "a vm does not stand yet", slog.Any("err", err))
 		rest(ctx, haltAgain)
 	}
 }
 
-// standAll stops every QEMU that has a run directory here, and reports whether all of them stand, or are gone.
-func (c AuthorityConfig) standAll(ctx context.Context) bool {
-	dirs, err := os.ReadDir(filepath.Join(c.RunDir, "vms"))
-	if err != nil {
-		return os.IsNotExist(err)
-	}
-	var all errgroup.Group
-	all.SetLimit(haltsMax)
-	for _, d := range dirs {
-		all.Go(func() error { return c.stand(ctx, inventory.VMID(d.Name())) })
-	}
-	if err := all.Wait(); err != nil {
-		c.Log.LogAttrs(ctx, slog.LevelWarn, "a vm does not stand yet", slog.Any("err", err))
-		return false
-	}
-	return true
+// orphan is a QEMU whose agent has ended.
+type orphan struct {
+	id  inventory.VMID
+	dir qemu.RunDir
+	p   *qemu.Process // nil: not connected to
 }
 
-func (c AuthorityConfig) stand(ctx context.Context, id inventory.VMID) error {
-	dir := runDirIn(c.RunDir, id)
-	within, done := context.WithTimeout(ctx, haltMax)
-	defer done()
-	p, err := qemu.Adopt(within, dir)
+// every does something with all of them at once, and returns the first error.
+func every(qemus []orphan, do func(*orphan) error) error {
+	var all errgroup.Group
+	all.SetLimit(haltsMax)
+	for i := range qemus {
+		all.Go(func() error { return do(&qemus[i]) })
+	}
+	return all.Wait()
+}
+
+// connect connects to the QEMU, unless it is connected to, or has ended: then p stays nil.
+func (o *orphan) connect(ctx context.Context) error {
+	if o.p != nil {
+		return nil
+	}
+	p, err := qemu.Adopt(ctx, o.dir)
 	if p == nil {
 		return nil // it has ended, and the next agent cleans up behind it
 	}
-	defer p.Release()
+	o.p = p
 	if err != nil {
+		o.hangUp()
+	}
+	return err
+}
+
+// hangUp lets go of the QEMU.
+func (o *orphan) hangUp() {
+	if o.p != nil {
+		o.p.Release()
+		o.p = nil
+	}
+}
+
+// stand stops the QEMU's vCPUs and tells the warden that they stand.
+func (c AuthorityConfig) stand(ctx context.Context, o *orphan) (err error) {
+	within, done := context.WithTimeout(ctx, haltMax)
+	defer done()
+	defer func() {
+		if err != nil {
+			o.hangUp() // it may have ended, or its monitor be closed
+		}
+	}()
+	if err := o.connect(within); err != nil || o.p == nil {
 		return err
 	}
-	status, err := p.QMP().Status(within)
+	status, err := o.p.QMP().Status(within)
 	if err == nil && mayMove(status) {
-		if err = os.WriteFile(haltedFile(dir), nil, 0o600); err == nil {
-			err = p.QMP().Stop(within)
+		if err = os.WriteFile(haltedFile(o.dir), nil, 0o600); err == nil {
+			err = o.p.QMP().Stop(within)
 		}
 		if err == nil {
-			status, err = p.QMP().Status(within)
+			status, err = o.p.QMP().Status(within)
 		}
 	}
 	switch {
 	case err != nil:
 		return err
 	case !stands(status):
-		return fault.New(fault.Unavailable, "vm %s is %s", id, status.State)
+		return fault.New(fault.Unavailable, "vm %s is %s", o.id, status.State)
 	}
-	return c.Warden.Stands(within, id)
+	return c.Warden.Stands(within, o.id)
 }
