@@ -135,7 +135,10 @@ type ring struct {
 	used    uint16
 	held    bool // written is known: the number stands still while the port is held
 	written uint64
+	missing int // of what was written never reached the guest, which stands; missingUnknown when it had stopped before the port was held
 }
+
+const missingUnknown = -1
 
 // trackPorts begins to count what reaches the guest on each of its ports. A card that cannot be counted is left out: its
 // frames are then only safe when the hold came before the stop.
@@ -316,6 +319,7 @@ func (s *Source) unseen(ctx context.Context, i int, port Port, asked *qmp.Sent) 
 	// Both counters only differ by what is on the way, so 16 bits are enough. A guest that reset its card meanwhile makes
 	// nonsense of it.
 	missing := int(int16(uint16(written) - (q.Used - s.rings[i].used))) //nolint:gosec // modulo 65536 is meant
+	s.rings[i].missing = max(missing, missingUnknown)
 	if missing == 0 {
 		return 0
 	}
@@ -352,6 +356,9 @@ func (s *Source) holdPorts(ctx context.Context, stopped bool) {
 		drain := drainMax
 		if stopped {
 			drain = time.Millisecond // QEMU reads no more; the frames that it left are found by unseen
+			if i < len(s.rings) && s.rings[i].known {
+				s.rings[i].missing = missingUnknown
+			}
 		}
 		within, done := context.WithTimeout(ctx, holdMax)
 		err := s.Switch.Hold(within, port.ID, drain)
@@ -385,14 +392,23 @@ func (s *Source) unholdPorts(ctx context.Context) {
 	}
 }
 
-// reopenPorts gives the guest, which runs here again, everything that came for it meanwhile.
+// reopenPorts gives the guest, which runs here again, everything that came for it meanwhile. What its QEMU had thrown away at the stop is lost: some of it
+// may be what QEMU read after that and delivers by itself, so that nobody can give it back in its order and once (decision 0028).
 func (s *Source) reopenPorts(ctx context.Context) {
 	undo, done := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer done()
 	s.ports.Lock()
 	defer s.ports.Unlock()
 	s.held, s.vcpusOff = false, false
-	for _, port := range s.Ports {
+	for i, port := range s.Ports {
+		if i < len(s.rings) && s.rings[i].missing != 0 {
+			frames := slog.Int("frames", s.rings[i].missing)
+			if s.rings[i].missing == missingUnknown {
+				frames = slog.String("frames", "unknown")
+			}
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "frames for the guest are lost: it had stopped before its port was held", slog.String("port", port.ID), frames)
+			s.rings[i].missing = 0
+		}
 		if err := s.Switch.Abort(undo, port.ID, s.Migration.ID); err != nil {
 			s.Log.LogAttrs(ctx, slog.LevelError, "switch port not reopened", slog.String("port", port.ID), slog.Any("err", err))
 		}
