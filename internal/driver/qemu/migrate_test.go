@@ -4,9 +4,11 @@ import (
 	"context"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/godwit-vm/godwit/internal/driver/qemu"
 	"github.com/godwit-vm/godwit/internal/driver/qmp"
+	"github.com/godwit-vm/godwit/internal/inventory"
 )
 
 // until reads a QEMU's migration events until the wanted status.
@@ -106,6 +108,41 @@ func TestVMMovesBetweenTwoQEMUsWithDiskAndRelease(t *testing.T) {
 	m, err := source.QMP().Migration(ctx)
 	try(t, err)
 	t.Logf("total %v, QEMU's downtime %v, sent %v", m.Total, m.Downtime, m.RAM.Transferred)
+}
+
+// The story: a guest goes on writing while its memory is copied, and nobody has let it stop. QEMU sends it round after round; only with a limit that it
+// fits into does it stand.
+func TestAGuestThatWritesIsNotStoppedBeforeItMayBe(t *testing.T) {
+	h := newHouse(t)
+	ctx := within(t)
+	spec := h.heart("web-1")
+	source := h.start(h.config(spec, "source"))
+	guest := listen(t, source)
+	try(t, source.QMP().Cont(ctx))
+	guest.next()
+	cfg := h.config(spec, "target")
+	cfg.Env.Incoming = true
+	target := h.start(cfg)
+	for _, p := range []*qemu.Process{source, target} {
+		try(t, p.QMP().SetMigrationCapabilities(ctx, map[string]bool{qemu.FeatureEvents: true, qemu.FeaturePause: true}))
+	}
+	try(t, source.QMP().SetMigrationParameters(ctx, qmp.MigrationParameters{BandwidthMax: 8 * inventory.BytesPerSecond(inventory.MiB), DowntimeMax: qmp.DowntimeNone}))
+	events := source.QMP().Subscribe()
+	address := "unix:" + filepath.Join(string(target.Dir()), "stream.sock")
+	try(t, target.QMP().MigrateIncoming(ctx, address, h.abilities.Has(qemu.FeatureStayOnError)))
+	try(t, source.QMP().Migrate(ctx, address))
+	for pass := 0; pass < 4; {
+		select {
+		case ev := <-events.C:
+			if pass = max(pass, ev.Pass()); ev.Name == qmp.EventStop {
+				t.Fatalf("the guest stands in round %d, and nobody has let it", pass)
+			}
+		case <-ctx.Done():
+			t.Fatalf("it is in round %d: %v", pass, ctx.Err())
+		}
+	}
+	try(t, source.QMP().SetMigrationParameters(ctx, qmp.MigrationParameters{DowntimeMax: 10 * time.Second}))
+	until(ctx, t, events, qmp.MigrationPreSwitchover)
 }
 
 // locked tells whether the QEMU's disk is active, if this QEMU can tell.

@@ -173,7 +173,7 @@ func (c *Conn) MigrationCapabilities(ctx context.Context) (map[string]bool, erro
 // MigrationParameters are the migration parameters that Godwit sets. Zero fields are left as they are.
 type MigrationParameters struct {
 	BandwidthMax     inventory.BytesPerSecond // QEMU's default is 128 MiB/s
-	DowntimeMax      time.Duration            // the predicted pause at which the switchover begins; whole milliseconds; DowntimeNone: when nothing is left
+	DowntimeMax      time.Duration            // the predicted pause at which the switchover begins; whole milliseconds
 	ThrottleInitial  int                      // percent, auto-converge
 	ThrottleStep     int                      // percent, auto-converge
 	ThrottleMax      int                      // percent, auto-converge
@@ -187,8 +187,9 @@ type MigrationParameters struct {
 	ThrottleTailSlow bool
 }
 
-// DowntimeNone asks for a switchover only when nothing at all is left to send.
-const DowntimeNone time.Duration = -1
+// DowntimeNone asks for a switchover only when next to nothing is left to send: 1 ms, the least with which QEMU asks at the end of a round what the guest has
+// written in it. With 0 it stops the guest there, however much that is (migration_iteration_run in migration/migration.c).
+const DowntimeNone = time.Millisecond
 
 // SetMigrationParameters sets the parameters that are not zero.
 func (c *Conn) SetMigrationParameters(ctx context.Context, p MigrationParameters) error {
@@ -200,9 +201,6 @@ func (c *Conn) SetMigrationParameters(ctx context.Context, p MigrationParameters
 	}
 	set("max-bandwidth", int64(p.BandwidthMax))
 	set("downtime-limit", p.DowntimeMax.Milliseconds())
-	if p.DowntimeMax == DowntimeNone {
-		args["downtime-limit"] = 0
-	}
 	set("cpu-throttle-initial", int64(p.ThrottleInitial))
 	set("cpu-throttle-increment", int64(p.ThrottleStep))
 	set("max-cpu-throttle", int64(p.ThrottleMax))

@@ -25,6 +25,7 @@ const PageSize = 4 * inventory.KiB
 // every 100 ms only (migration_update_counters), and is told to stop the guest only when the ports are held.
 const (
 	Lead      = 40 * time.Millisecond  // how long before the predicted stop to hold: a poll of 10 to 20 ms and the way to the switch
+	LeadMax   = 200 * time.Millisecond // the same where samples come late
 	HoldMax   = 400 * time.Millisecond // a hold longer than that was wrong
 	HoldPause = 300 * time.Millisecond // between a hold that lasted HoldMax and the next one
 )
@@ -94,6 +95,7 @@ type Track struct {
 	most    [2]float64    // bytes left, the most that was seen in the round before and in this one
 	sent    meter         // of Transferred: what the link carries
 	drained meter         // of Remaining, upside down, within one pass: zero pages cost nothing on the link
+	late    time.Duration // the longest time between two samples, of late: four times as long ago it is forgotten
 	holding bool          // the last advice on the ports was Hold
 	heldAt  time.Duration // since when
 	freeAt  time.Duration // no hold before that
@@ -114,6 +116,10 @@ func (t Track) Step(s Sample) (Track, Advice) {
 	t.sent = t.sent.step(s.At, float64(s.Transferred))
 	t.drained = t.drained.step(s.At, -float64(s.Remaining))
 	left := float64(s.Remaining)
+	if t.started {
+		gap := s.At - t.last.At
+		t.late = max(gap, t.late-gap/4)
+	}
 	if t.started && s.Passes != t.last.Passes {
 		t.most = [2]float64{t.most[1], left}
 	}
@@ -202,6 +208,10 @@ func (t Track) pause() time.Duration {
 	return time.Duration(min(float64(t.last.Remaining)/send, etaMax.Seconds()) * float64(time.Second))
 }
 
+// lead is how long before the predicted stop the ports are held. The next sample may come as late as others did of late: on a busy machine that is
+// longer than Lead, and the guest would stand before it.
+func (t Track) lead() time.Duration { return min(max(Lead, 2*t.late), LeadMax) }
+
 // port turns the prediction into advice. A hold ends when a new round shows that the end was not as near as it looked, and in any
 // case after HoldMax; after that the ports are left alone for HoldPause.
 func (t Track) port(eta time.Duration) (Track, PortAdvice) {
@@ -210,10 +220,10 @@ func (t Track) port(eta time.Duration) (Track, PortAdvice) {
 	case t.holding && at-t.heldAt >= HoldMax:
 		t.holding, t.freeAt = false, at+HoldPause
 		return t, Unhold
-	case t.holding && (eta == Unknown || eta > 2*Lead):
+	case t.holding && (eta == Unknown || eta > 2*t.lead()):
 		t.holding = false
 		return t, Unhold
-	case !t.holding && eta != Unknown && eta <= Lead && at >= t.freeAt:
+	case !t.holding && eta != Unknown && eta <= t.lead() && at >= t.freeAt:
 		t.holding, t.heldAt = true, at
 		return t, Hold
 	}

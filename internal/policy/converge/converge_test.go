@@ -105,6 +105,29 @@ func TestPortsAreHeldRightBeforeTheStop(t *testing.T) {
 	}
 }
 
+// The story: the machine is so busy that a sample comes every 150 ms only. The ports are held before the stop all the same.
+func TestPortsAreHeldInTimeOnABusyMachine(t *testing.T) {
+	for phase := range 15 { // of the samples
+		g := guest{send: 100 * mib, dirty: mib, set: 4 * mib, passes: 1, remaining: 64 * mib, downtime: DowntimeMin}
+		track := New(Config{Downtime: DowntimeDefault})
+		held := false
+		for i := 0; !g.stopped; i++ {
+			if i%15 == phase {
+				var a Advice
+				track, a = track.Step(g.sample())
+				held = a.Port == Hold || held && a.Port != Unhold
+				if g.downtime = DowntimeMin; held { // as the agent gives it
+					g.downtime = a.Downtime
+				}
+			}
+			g.step()
+		}
+		if !held {
+			t.Errorf("phase %d: the vCPUs stopped at %v with open ports", phase, g.at)
+		}
+	}
+}
+
 func TestAGuestThatWritesNothingStandsNoLongerThanItsLastPagesNeed(t *testing.T) {
 	g := guest{send: 400 * mib}
 	run(&g, time.Minute)
@@ -202,7 +225,7 @@ func TestAGuestThatWritesFewPagesFastEndsUnderAHold(t *testing.T) {
 			var a Advice
 			track, a = track.Step(g.sample())
 			held = a.Port == Hold || held && a.Port != Unhold
-			if g.downtime = 0; held {
+			if g.downtime = DowntimeMin; held {
 				g.downtime = a.Downtime
 			}
 			g.step()
