@@ -35,13 +35,16 @@ func (h *Host) Freeze() error {
 	}
 }
 
+// stopMax bounds the wait for a stopped process to stand, on a machine on which it hardly gets a processor to stop on.
+const stopMax = 10 * time.Second
+
 // Stop stops a process and returns when it does nothing any more, which may be a while after the signal: each of its threads stops when it gets a
 // processor the next time, or leaves the kernel.
 func Stop(ctx context.Context, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return fmt.Errorf("stop process %d: %w", pid, err)
 	}
-	return Until(ctx, 10*time.Second, func() error {
+	return Until(ctx, stopMax, func() error {
 		if !stands(pid) {
 			return fmt.Errorf("process %d was stopped and runs still", pid)
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/godwit-vm/godwit/guest/stream"
 )
 
-// probeEvery is the pace of the UDP probe, and so the finest gap it can see.
-const probeEvery = 5 * time.Millisecond
+// ProbeEvery is the pace of the UDP probe, and so the finest gap it can see.
+const ProbeEvery = 5 * time.Millisecond
 
 // probeLost is how long an echo may take before it counts as lost. The longest pause allowed is well below.
 const probeLost = 5 * time.Second
@@ -22,7 +22,7 @@ const probeLost = 5 * time.Second
 // StreamRate is the pace of the counting TCP stream in bytes per second.
 const StreamRate = 256 << 10
 
-// Probes watch a guest from the segment: a UDP echo every probeEvery, and a counting TCP stream whose every byte is checked.
+// Probes watch a guest from the segment: a UDP echo every ProbeEvery, and a counting TCP stream whose every byte is checked.
 type Probes struct {
 	cancel context.CancelFunc
 	all    sync.WaitGroup
@@ -121,7 +121,7 @@ func (p *Probes) readStream(ctx context.Context, r *stream.Reader) {
 }
 
 func (p *Probes) sendEchoes(ctx context.Context, conn net.Conn) {
-	tick := time.NewTicker(probeEvery)
+	tick := time.NewTicker(ProbeEvery)
 	defer tick.Stop()
 	var packet [8]byte
 	for {

@@ -70,9 +70,9 @@ func TestNoPacketIsLost(t *testing.T) {
 	if rate == 0 {
 		rate = keptRate
 	}
-	for left := runs - 1; left >= 0; left-- {
+	for run := 1; run <= runs; run++ {
 		r := result{Driver: "user-space", Rate: rate, Commit: commit, Command: command, Load: load()}
-		t.Run(fmt.Sprintf("run %d", runs-left), func(t *testing.T) {
+		t.Run(fmt.Sprintf("run %d", run), func(t *testing.T) {
 			c := &course{t: t, rate: rate, result: r}
 			if *bridgeFlag {
 				c.result.Driver = "bridge"
@@ -89,7 +89,7 @@ func TestNoPacketIsLost(t *testing.T) {
 			t.Logf("%s: %d migrations, %d aborted, %.0f s; to the guest %d packets, %.0f/s: %d lost, %d twice, %d late; from it %d, %.0f/s: %d lost, %d twice, %d late; stalls %+v, drops %v",
 				r.Verdict, len(r.Migrations), len(r.Aborts), r.Seconds, r.ToGuest.Sent, r.ToGuest.PerSec, r.ToGuest.Lost, r.ToGuest.Doubled, r.ToGuest.Late,
 				r.FromGuest.Sent, r.FromGuest.PerSec, r.FromGuest.Lost, r.FromGuest.Doubled, r.FromGuest.Late, r.Stalls, r.Drops)
-			if r.Verdict == "invalid" && left > 0 {
+			if r.Verdict == "invalid" && run < runs {
 				t.Log(strings.Join(r.Wrong, "\n"))
 				return
 			}

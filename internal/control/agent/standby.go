@@ -17,7 +17,7 @@ import (
 )
 
 // connectBefore is how long before the authority's end StandBy connects to the QEMUs: from the end on it has a second for all of them, and a busy
-// one takes its time to greet. An agent whose store answers is not delayed by it.
+// one takes its time to greet. An agent whose store answers before that never connects.
 const connectBefore = 1500 * time.Millisecond
 
 // StandBy keeps the warden from killing VMs whose agent has ended while the store is away: when the authority that it has left is over it stops
@@ -36,15 +36,16 @@ func StandBy(ctx context.Context, c AuthorityConfig) {
 	if ctx.Err() != nil {
 		return // the store answers; or that was long ago, and what lives is frozen
 	}
-	dirs, err := os.ReadDir(filepath.Join(c.RunDir, "vms")) // no agent is there that would start another
-	if err != nil && !os.IsNotExist(err) {
-		c.Log.LogAttrs(ctx, slog.LevelWarn, "vms cannot be stopped, their warden will end them", slog.Any("err", err))
+	qemus, err := orphans(c.RunDir)
+	if err != nil {
+		c.Log.LogAttrs(ctx, slog.LevelError, "vms cannot be stopped, their warden will end them", slog.Any("err", err))
+		return
 	}
-	qemus := make([]orphan, len(dirs))
-	for i, d := range dirs {
-		qemus[i] = orphan{id: inventory.VMID(d.Name()), dir: runDirIn(c.RunDir, inventory.VMID(d.Name()))}
-		defer qemus[i].hangUp()
-	}
+	defer func() {
+		for i := range qemus {
+			qemus[i].hangUp()
+		}
+	}()
 	before, connected := context.WithDeadline(ctx, over)
 	_ = every(qemus, func(o *orphan) error { return o.connect(before) }) // one that does not answer yet is asked again
 	connected()
@@ -68,6 +69,20 @@ type orphan struct {
 	id  inventory.VMID
 	dir qemu.RunDir
 	p   *qemu.Process // nil: not connected to
+}
+
+// orphans lists the QEMUs that have a run directory here. No agent is there that would start another.
+func orphans(runDir string) ([]orphan, error) {
+	dirs, err := os.ReadDir(filepath.Join(runDir, "vms"))
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	all := make([]orphan, len(dirs))
+	for i, d := range dirs {
+		id := inventory.VMID(d.Name())
+		all[i] = orphan{id: id, dir: runDirIn(runDir, id)}
+	}
+	return all, nil
 }
 
 // every does something with all of them at once, and returns the first error.

@@ -406,7 +406,7 @@ func (s *Source) reopenPorts(ctx context.Context) {
 			if s.rings[i].missing == missingUnknown {
 				frames = slog.String("frames", "unknown")
 			}
-			s.Log.LogAttrs(ctx, slog.LevelWarn, "frames for the guest are lost: it had stopped before its port was held", slog.String("port", port.ID), frames)
+			s.Log.LogAttrs(ctx, slog.LevelWarn, "frames for the guest may be lost: it had stopped before its port was held", slog.String("port", port.ID), frames)
 			s.rings[i].missing = 0
 		}
 		if err := s.Switch.Abort(undo, port.ID, s.Migration.ID); err != nil {

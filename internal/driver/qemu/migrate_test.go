@@ -48,20 +48,25 @@ func event(ctx context.Context, t *testing.T, events *qmp.Events, name string) q
 	}
 }
 
+// twoSides starts a heartbeat guest and a QEMU that waits for it, and returns what the guest has counted.
+func (h house) twoSides() (source, target *qemu.Process, count uint32) {
+	h.t.Helper()
+	spec := h.heart("web-1")
+	source = h.start(h.config(spec, "source"))
+	guest := listen(h.t, source)
+	try(h.t, source.QMP().Cont(within(h.t)))
+	count = guest.next()
+	cfg := h.config(spec, "target")
+	cfg.Env.Incoming = true
+	return source, h.start(cfg), count
+}
+
 // The command lines of both sides as they are, with every device, an image with locks on, and the release between completed
 // and cont: the hand-over that control/migrate rests on.
 func TestVMMovesBetweenTwoQEMUsWithDiskAndRelease(t *testing.T) {
 	h := newHouse(t)
 	ctx := within(t)
-	spec := h.heart("web-1")
-	source := h.start(h.config(spec, "source"))
-	guest := listen(t, source)
-	try(t, source.QMP().Cont(ctx))
-	before := guest.next()
-
-	cfg := h.config(spec, "target")
-	cfg.Env.Incoming = true
-	target := h.start(cfg)
+	source, target, before := h.twoSides()
 	if active, known := locked(ctx, t, target); known && active {
 		t.Error("the target holds the image before anything has moved")
 	}
@@ -115,14 +120,7 @@ func TestVMMovesBetweenTwoQEMUsWithDiskAndRelease(t *testing.T) {
 func TestAGuestThatWritesIsNotStoppedBeforeItMayBe(t *testing.T) {
 	h := newHouse(t)
 	ctx := within(t)
-	spec := h.heart("web-1")
-	source := h.start(h.config(spec, "source"))
-	guest := listen(t, source)
-	try(t, source.QMP().Cont(ctx))
-	guest.next()
-	cfg := h.config(spec, "target")
-	cfg.Env.Incoming = true
-	target := h.start(cfg)
+	source, target, _ := h.twoSides()
 	for _, p := range []*qemu.Process{source, target} {
 		try(t, p.QMP().SetMigrationCapabilities(ctx, map[string]bool{qemu.FeatureEvents: true, qemu.FeaturePause: true}))
 	}

@@ -112,7 +112,21 @@ func TestEventsAreFollowedOverARestartOfTheStore(t *testing.T) {
 	m.halt(t)
 	m.start(t)
 	must(t, w.Record(t.Context(), nil, []inventory.Event{someEvent(now.Add(-time.Minute), "late")})) // of before
-	for _, want := range []string{"past", "0", "1", "2", "late"} {
+	expectSeen(t, seen, "past", "0", "1", "2", "late")
+	done()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	refused := errors.New("enough")
+	if err := s.FollowEvents(t.Context(), func([]inventory.Event) error { return refused }, nil); !errors.Is(err, refused) {
+		t.Errorf("the follower's own error: %v", err)
+	}
+}
+
+// expectSeen reads what a follower has seen.
+func expectSeen(t *testing.T, seen <-chan string, wants ...string) {
+	t.Helper()
+	for _, want := range wants {
 		select {
 		case got := <-seen:
 			if got != want {
@@ -121,14 +135,6 @@ func TestEventsAreFollowedOverARestartOfTheStore(t *testing.T) {
 		case <-time.After(20 * time.Second):
 			t.Fatalf("%q is not seen", want)
 		}
-	}
-	done()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	refused := errors.New("enough")
-	if err := s.FollowEvents(t.Context(), func([]inventory.Event) error { return refused }, nil); !errors.Is(err, refused) {
-		t.Errorf("the follower's own error: %v", err)
 	}
 }
 
@@ -156,16 +162,7 @@ func TestEventsThatWereCompactedComeAsTheyWereWritten(t *testing.T) {
 	must(t, err)
 	must(t, s.Compact(t.Context(), h.Revision))
 	close(released)
-	for _, want := range []string{"0", "1", "2"} {
-		select {
-		case got := <-seen:
-			if got != want {
-				t.Errorf("saw %q, not %q", got, want)
-			}
-		case <-time.After(20 * time.Second):
-			t.Fatalf("%q is not seen", want)
-		}
-	}
+	expectSeen(t, seen, "0", "1", "2")
 	done()
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -95,7 +95,7 @@ type Track struct {
 	most    [2]float64    // bytes left, the most that was seen in the round before and in this one
 	sent    meter         // of Transferred: what the link carries
 	drained meter         // of Remaining, upside down, within one pass: zero pages cost nothing on the link
-	late    time.Duration // the longest time between two samples, of late: four times as long ago it is forgotten
+	late    time.Duration // the longest time between two samples; it wanes by a quarter of the time that passes
 	holding bool          // the last advice on the ports was Hold
 	heldAt  time.Duration // since when
 	freeAt  time.Duration // no hold before that
